@@ -1,0 +1,119 @@
+"""Which examples form a batch: deterministic in (seed, epoch), the same for any number of processes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+from torch.utils.data import Sampler
+
+from lightning_glue.errors import UserError
+
+
+@dataclass(frozen=True)
+class MicroBatch:
+    """Examples one process puts through the model at once.
+
+    Attributes:
+        indices: rows of the split, (examples,) int64; never empty.
+        scale: factor on the sum of the per-example losses that makes the gradient, averaged over processes and
+            accumulated micro-batches, that of the mean over the whole batch.
+    """
+
+    indices: np.ndarray
+    scale: float
+
+
+def train_batches(lengths: np.ndarray, batch_size: int, seed: int, epoch: int, pool: int) -> list[np.ndarray]:
+    """Shuffle rows and cut them into batches of ``batch_size`` (the last of the epoch may be smaller).
+
+    With ``pool`` > 1, batches of similar length are formed within groups of ``pool`` batches and shuffled again,
+    which saves padding and leaves the number of updates and the examples in each of them as they were.
+    """
+    generator = np.random.default_rng([seed, epoch])
+    order = generator.permutation(len(lengths))
+    batches: list[np.ndarray] = []
+    for start in range(0, len(order), batch_size * pool):
+        group = order[start : start + batch_size * pool]
+        if pool > 1:
+            group = group[np.argsort(lengths[group], kind="stable")]
+        cut = [group[i : i + batch_size] for i in range(0, len(group), batch_size)]
+        batches.extend(cut[i] for i in (generator.permutation(len(cut)) if pool > 1 else range(len(cut))))
+    return batches
+
+
+def split_batch(batch: np.ndarray, lengths: np.ndarray, parts: int) -> list[MicroBatch]:
+    """Deal a batch, longest example first, to ``parts`` micro-batches of equal size and similar token counts.
+
+    A part without examples, possible in the last batch of an epoch, repeats one example with weight 0, since every
+    DDP process must take every step.
+    """
+    ordered = batch[np.argsort(-lengths[batch], kind="stable")]
+    scale = parts / len(batch)
+    dealt = (ordered[part::parts] for part in range(parts))
+    return [MicroBatch(indices, scale) if len(indices) else MicroBatch(ordered[-1:], 0.0) for indices in dealt]
+
+
+class TrainSampler(Sampler[MicroBatch]):
+    """Micro-batches of one process, epoch after epoch (Lightning calls :meth:`set_epoch`)."""
+
+    def __init__(
+        self,
+        lengths: np.ndarray,
+        batch_size: int,
+        *,
+        seed: int = 1,
+        rank: int = 0,
+        world: int = 1,
+        accumulate: int = 1,
+        pool: int = 1,
+    ) -> None:
+        if batch_size < world * accumulate:
+            raise UserError(
+                f"data.batch_size={batch_size} examples a step cannot be shared by {world} processes x "
+                f"trainer.accumulate={accumulate}; raise the batch size to at least {world * accumulate}"
+            )
+        self.lengths, self.batch_size, self.seed, self.pool = lengths, batch_size, seed, pool
+        self.rank, self.world, self.accumulate = rank, world, accumulate
+        self.epoch = 0
+
+    def set_epoch(self, epoch: int) -> None:
+        self.epoch = epoch
+
+    @property
+    def updates(self) -> int:
+        """Optimizer steps in an epoch."""
+        return -(-len(self.lengths) // self.batch_size)
+
+    def __len__(self) -> int:
+        return self.updates * self.accumulate
+
+    def __iter__(self) -> Iterator[MicroBatch]:
+        for batch in train_batches(self.lengths, self.batch_size, self.seed, self.epoch, self.pool):
+            parts = split_batch(batch, self.lengths, self.world * self.accumulate)
+            yield from parts[self.rank :: self.world]
+
+
+class EvalSampler(Sampler[MicroBatch]):
+    """Every row exactly once, longest first, in batches that do not depend on the number of processes.
+
+    Process r takes batches r, r + world, ...: a row meets the same neighbours, hence the same padding and the same
+    logits, however many processes share the work.
+    """
+
+    def __init__(self, lengths: np.ndarray, max_tokens: int, *, rank: int = 0, world: int = 1) -> None:
+        order = np.argsort(-lengths, kind="stable")
+        self.batches: list[np.ndarray] = []
+        start = 0
+        while start < len(order):
+            count = max(1, max_tokens // int(lengths[order[start]]))
+            self.batches.append(order[start : start + count])
+            start += count
+        self.mine = self.batches[rank::world]
+
+    def __len__(self) -> int:
+        return len(self.mine)
+
+    def __iter__(self) -> Iterator[MicroBatch]:
+        return (MicroBatch(indices, 1.0 / len(indices)) for indices in self.mine)

@@ -1,0 +1,285 @@
+"""The configuration of a run: typed schema, Hydra composition, and errors that name the nearest valid key."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import re
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from lightning_glue.errors import UserError, suggest
+
+ROOT = Path(__file__).resolve().parent.parent
+CONF = ROOT / "conf"
+EXPERIMENTS = ROOT / "experiments"
+
+
+@dataclass
+class TaskConfig:
+    name: str
+    lr: float
+    batch_size: int
+    max_epochs: int
+
+
+@dataclass
+class ModelConfig:
+    name: str
+    source: str
+    tokenizer: str
+    lr_factor: float
+    dropout: float
+    attention_dropout: float
+    pooler_dropout: float
+    architecture: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass
+class DataConfig:
+    source: str
+    glue_dir: str | None
+    bpe_dir: str | None
+    on_bad_row: str
+    max_tokens: int
+    batch_size: int
+    length_pool: int
+    eval_tokens: int
+
+
+@dataclass
+class OptimizerConfig:
+    lr: float | None
+    betas: list[float]
+    eps: float
+    weight_decay: float
+    decay_biases: bool
+    warmup_ratio: float
+
+
+@dataclass
+class TrainerConfig:
+    gpus: str  # "auto" or a number
+    procs: int
+    max_epochs: int
+    max_steps: int
+    accumulate: int
+    precision: str
+    deterministic: bool
+    gradient_clip_val: float
+    val_check_interval: float
+    early_stopping_patience: int | None
+    log_every: int
+    predict: bool
+
+
+@dataclass
+class TrackingConfig:
+    uri: str | None
+    experiment: str | None
+    run_name: str | None
+    checkpoints: bool
+    system_metrics: bool
+
+
+@dataclass
+class Config:
+    task: TaskConfig
+    model: ModelConfig
+    data: DataConfig
+    optimizer: OptimizerConfig
+    trainer: TrainerConfig
+    tracking: TrackingConfig
+    seed: int
+    init_from: str | None
+
+    @property
+    def lr(self) -> float:
+        """Peak learning rate."""
+        return self.task.lr * self.model.lr_factor if self.optimizer.lr is None else self.optimizer.lr
+
+
+_CHOICES = {
+    "data.source": ("glue", "sample"),
+    "data.on_bad_row": ("stop", "skip"),
+    "model.tokenizer": ("gpt2", "wordpiece"),
+    "trainer.precision": ("auto", "32-true", "bf16-mixed", "16-mixed", "64-true"),
+}
+_AT_LEAST = {
+    "data.batch_size": 1,
+    "data.length_pool": 1,
+    "data.max_tokens": 8,
+    "data.eval_tokens": 1,
+    "trainer.procs": 1,
+    "trainer.max_epochs": 1,
+    "trainer.accumulate": 1,
+    "trainer.log_every": 1,
+    "optimizer.lr": 0,
+    "optimizer.eps": 0,
+    "optimizer.weight_decay": 0,
+    "optimizer.warmup_ratio": 0,
+    "trainer.gradient_clip_val": 0,
+    "model.dropout": 0,
+    "model.attention_dropout": 0,
+    "model.pooler_dropout": 0,
+}
+_AT_MOST = {"optimizer.warmup_ratio": 1, "model.dropout": 1, "model.attention_dropout": 1, "model.pooler_dropout": 1}
+
+
+def options(group: str) -> list[str]:
+    """Names of a group's files, for example the models."""
+    return sorted(path.stem if path.suffix == ".yaml" else path.name for path in (CONF / group).glob("*.yaml"))
+
+
+def experiments() -> list[str]:
+    """Names of the recipes below experiments/, for example ``paper/roberta_base``."""
+    return sorted(str(path.relative_to(EXPERIMENTS).with_suffix("")) for path in EXPERIMENTS.rglob("*.yaml"))
+
+
+def _experiment_override(name: str) -> str:
+    if name not in experiments():
+        raise UserError(f"unknown experiment {name!r}{suggest(name, experiments())}")
+    package, _, leaf = f"experiments/{name}".rpartition("/")
+    return f"+{package}={leaf}"
+
+
+def _choose(group: str, name: str) -> str:
+    if group == "task" and name == "AX":
+        raise UserError("AX has no training data: train --task MNLI, then predict AX with it (trainer.predict=true)")
+    if name not in options(group):
+        raise UserError(f"unknown {group} {name!r}{suggest(name, options(group))}")
+    return f"{group}={name}"
+
+
+def _choose_model(name: str) -> list[str]:
+    """A named model, or the path of a fairseq checkpoint or directory."""
+    if name in options("model"):
+        return [f"model={name}"]
+    if "/" in name or name.endswith((".pt", ".ckpt")):
+        path = Path(name).expanduser()
+        if not path.exists():
+            raise UserError(f"model {name}: no such file or directory")
+        return ["model=roberta.base", f"model.name={quote(path.stem)}", f"model.source={quote(str(path.resolve()))}"]
+    raise UserError(f"unknown model {name!r}{suggest(name, options('model'))}; or the path of a *.pt checkpoint")
+
+
+def quote(value: str) -> str:
+    """``value`` as one token of Hydra's override grammar."""
+    return "'" + value.replace("\\", "\\\\").replace("'", "\\'") + "'"
+
+
+def compose(
+    overrides: list[str] | None = None,
+    *,
+    task: str | None = None,
+    model: str | None = None,
+    data: str | None = None,
+    experiment: str | None = None,
+) -> Config:
+    """Compose the configuration; arguments left out keep the experiment's choice, else the default's.
+
+    Args:
+        overrides: ``key=value`` in Hydra's syntax; they win over everything else.
+
+    Raises:
+        UserError: an unknown task, model, experiment or key, or a value of the wrong type or range.
+    """
+    chosen = [_experiment_override(experiment)] if experiment else []
+    chosen += [_choose("task", task)] if task else []
+    chosen += _choose_model(model) if model else []
+    chosen += [_choose("data", data)] if data else []
+    return _checked(_compose([*chosen, *(overrides or [])]))
+
+
+def _compose(overrides: list[str]) -> Any:
+    from hydra import compose as hydra_compose
+    from hydra import initialize_config_dir
+    from hydra.errors import HydraException
+    from omegaconf.errors import OmegaConfBaseException
+
+    search_path = f"hydra.searchpath=[{quote(f'file://{ROOT}')}]"
+    _check_keys(overrides)
+    try:
+        with initialize_config_dir(str(CONF), version_base="1.3"):
+            return hydra_compose("config", overrides=[search_path, *overrides])
+    except (HydraException, OmegaConfBaseException) as error:
+        raise UserError(f"configuration: {_first_line(error)}") from None
+
+
+def _first_line(error: Exception) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return "; ".join(line for line in lines[:2] if not line.startswith(("full_key", "object_type", "See ")))
+
+
+def keys() -> list[str]:
+    """Every dotted key of the schema, for example ``optimizer.lr``."""
+    import typing
+
+    names: list[str] = []
+    for name, kind in typing.get_type_hints(Config).items():
+        if dataclasses.is_dataclass(kind):
+            names += [f"{name}.{part.name}" for part in dataclasses.fields(kind)]
+        else:
+            names.append(name)
+    return names
+
+
+def _check_keys(overrides: list[str]) -> None:
+    """Refuse a key outside the schema before Hydra words it at length."""
+    groups = [path.name for path in CONF.iterdir() if path.is_dir()]
+    known = {*keys(), *groups}
+    for override in overrides:
+        key, equals, value = override.partition("=")
+        if not equals:
+            raise UserError(f"{override!r} is no override; expected key=value, for example optimizer.lr=3e-5")
+        name = key.lstrip("+~")
+        if name in groups and value not in options(name):
+            raise UserError(f"unknown {name} {value!r}{suggest(value, options(name))}")
+        if name in known or name.startswith(("experiments", "model.architecture.")):
+            continue
+        raise UserError(f"unknown key {name!r}{suggest(name, sorted(known))}")
+
+
+def _checked(composed: Any) -> Config:
+    """Resolve interpolations, convert to the typed schema and check choices and ranges."""
+    from omegaconf import OmegaConf
+    from omegaconf.errors import OmegaConfBaseException
+
+    try:
+        OmegaConf.resolve(composed)
+        composed.trainer.gpus = str(composed.trainer.gpus)
+        config = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(Config), composed))
+    except OmegaConfBaseException as error:
+        key = getattr(error, "full_key", None)
+        raise UserError(f"{key or 'configuration'}: {_first_line(error)}") from None
+    flat = flatten(config)
+    for key, choices in _CHOICES.items():
+        if flat[key] not in choices:
+            raise UserError(f"{key}={flat[key]}{suggest(str(flat[key]), choices)}")
+    for key, least in _AT_LEAST.items():
+        if flat[key] is not None and flat[key] < least:
+            raise UserError(f"{key}={flat[key]} is too small; expected at least {least}")
+    for key, most in _AT_MOST.items():
+        if flat[key] > most:
+            raise UserError(f"{key}={flat[key]} is too large; expected at most {most}")
+    if not re.fullmatch(r"auto|\d+", config.trainer.gpus):
+        raise UserError(f"trainer.gpus={config.trainer.gpus}; expected auto or a number of GPUs, 0 for the CPU")
+    return config
+
+
+def flatten(config: Config) -> dict[str, Any]:
+    """The whole configuration as dotted keys, with the learning rate in force."""
+    flat: dict[str, Any] = {}
+    for name, value in dataclasses.asdict(config).items():
+        if isinstance(value, dict):
+            flat.update({f"{name}.{key}": part for key, part in value.items()})
+        else:
+            flat[name] = value
+    flat["optimizer.lr"] = config.lr
+    return flat
+
+
+def is_distributed_child() -> bool:
+    """Whether this process is a DDP process other than the first (torchrun, SLURM or Lightning's own launcher)."""
+    return any(os.environ.get(name, "0") != "0" for name in ("RANK", "LOCAL_RANK", "SLURM_PROCID"))

@@ -1,0 +1,337 @@
+"""Fetch files over HTTP and unpack them, never leaving half a file or half a folder behind.
+
+A file grows as ``<name>.part`` and takes its name only when it is complete and its digest is right; a folder is built
+under a temporary name beside its place. A lock file ``.<name>.lock`` beside the target keeps two processes apart.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import gzip
+import hashlib
+import http.client
+import logging
+import os
+import shutil
+import socket
+import sys
+import tarfile
+import time
+import urllib.error
+import urllib.parse
+import urllib.request
+import uuid
+import zipfile
+import zlib
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path, PurePosixPath
+from typing import IO
+
+from lightning_glue.errors import UserError
+
+log = logging.getLogger(__name__)
+
+ATTEMPTS = 6  # connections per download before giving up
+DELAY = 1.0  # seconds before the second connection, doubled each time
+TIMEOUT = 30.0  # seconds without a byte
+_CHUNK = 1 << 20
+_CANNOT_WRITE = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR})
+_RETRIED_STATUS = frozenset({408, 416, 429, 500, 502, 503, 504})
+
+
+def download(
+    url: str,
+    target: Path,
+    sha256: str | None,
+    *,
+    label: str = "",
+    advice: str = "",
+    attempts: int = ATTEMPTS,
+    delay: float = DELAY,
+) -> Path:
+    """Fetch ``url`` to ``target`` and return ``target``; an intact file that is there already is kept.
+
+    A dropped connection is resumed where it stopped, up to ``attempts`` connections, waiting ``delay`` seconds and
+    twice as long each time; an earlier run's ``.part`` file is resumed too. ``sha256`` is the expected hex digest. With
+    ``None`` the digest of the first download is trusted and recorded in ``<name>.sha256`` beside the target, and later
+    downloads must have it. A wrong digest is retried once from the start. ``label`` names the download in the progress
+    bar, ``advice`` says in an error what else the user can do. Raises :class:`UserError`.
+    """
+    record = target.with_name(f"{target.name}.sha256")
+    part = target.with_name(f"{target.name}.part")
+    with locked(target):
+        expected = sha256 or (record.read_text(encoding="ascii").strip() if record.is_file() else None)
+        if target.is_file():
+            found = _digest(target)
+            if expected is not None and found != expected:
+                raise UserError(f"{target} has sha256 {found}, expected {expected}; delete it and run again")
+        else:
+            advice = f"; {advice}" if advice else ""
+            found = _fetch_verified(url, part, expected, label or target.name, advice, attempts, delay)
+        if sha256 is None and expected is None:
+            _write_text(record, f"{found}\n")
+        if not target.is_file():
+            os.replace(part, target)
+            _validator(part).unlink(missing_ok=True)
+            _sync(target.parent)
+    return target
+
+
+def _fetch_verified(
+    url: str, part: Path, expected: str | None, label: str, advice: str, attempts: int, delay: float
+) -> str:
+    """Bring ``part`` to the complete, verified file and return its sha256."""
+    verified = expected is not None
+    _fetch_whole(url, part, verified, label, advice, attempts, delay)
+    found = _digest(part)
+    if verified and found != expected:
+        log.warning("%s: wrong sha256, downloading once more from the start", label)
+        _discard(part)
+        _fetch_whole(url, part, verified, label, advice, attempts, delay)
+        found = _digest(part)
+    if verified and found != expected:
+        _discard(part)
+        raise UserError(f"{url} was damaged on the way or changed: expected sha256 {expected}, found {found}{advice}")
+    return found
+
+
+def _fetch_whole(url: str, part: Path, verified: bool, label: str, advice: str, attempts: int, delay: float) -> None:
+    """Connect until ``part`` holds the whole body; ``verified`` says that a digest will be checked afterwards."""
+    with _progress(label) as progress:
+        for attempt in range(1, attempts + 1):
+            try:
+                return _fetch(url, part, verified, progress)
+            except (OSError, http.client.HTTPException) as error:
+                fault = _describe(url, error)
+                if isinstance(error, OSError) and error.errno in _CANNOT_WRITE:
+                    raise UserError(_cannot_write(part, error)) from error
+                if attempt == attempts or not _worth_retrying(error):
+                    raise UserError(f"{fault} ({url}, {attempt} attempts){advice}") from error
+            wait = delay * 2 ** (attempt - 1)
+            log.warning("%s; attempt %d of %d in %g s", fault, attempt + 1, attempts, wait)
+            time.sleep(wait)
+
+
+def _fetch(url: str, part: Path, verified: bool, progress: Callable[[int, int | None], None]) -> None:
+    """Make one connection and append its body to ``part``; any trouble raises OSError or HTTPException."""
+    have = part.stat().st_size if part.exists() else 0
+    validator = _validator(part).read_text(encoding="latin-1") if _validator(part).is_file() else ""
+    # Without digest and validator nothing would tell the old half of a changed file from the new one.
+    if have and not (verified or validator):
+        have = 0
+    request = urllib.request.Request(url, headers={"User-Agent": "lightning-glue", "Accept-Encoding": "identity"})
+    if have:
+        request.add_header("Range", f"bytes={have}-")
+        if validator:
+            request.add_header("If-Range", validator)
+    try:
+        with urllib.request.urlopen(request, timeout=TIMEOUT) as response:
+            resumed = have > 0 and response.status == 206 and _range_start(response.headers) == have
+            _receive(response, part, have if resumed else 0, progress)
+    except urllib.error.HTTPError as error:
+        # 416: the file ends at or before ours; equal length means that only the renaming was missing.
+        if error.code == 416 and error.headers.get("Content-Range", "").strip() == f"bytes */{have}":
+            return
+        if error.code == 416:
+            _discard(part)
+        raise
+
+
+def _receive(
+    response: http.client.HTTPResponse, part: Path, have: int, progress: Callable[[int, int | None], None]
+) -> None:
+    """Write the body to ``part`` from byte ``have`` on; a body shorter than announced raises ConnectionError."""
+    if response.status == 206 and not have:
+        _discard(part)
+        raise ConnectionError("the server sent another range than asked for")
+    length = response.headers.get("Content-Length")
+    total = have + int(length) if length is not None and length.isdigit() else None
+    if not have:
+        tag = response.headers.get("ETag") or response.headers.get("Last-Modified") or ""
+        _discard(part)
+        if tag and not tag.startswith("W/"):  # a weak tag does not promise the same bytes
+            _write_text(_validator(part), tag)
+    with part.open("ab") as file:
+        progress(have, total)
+        while chunk := response.read1(_CHUNK):
+            file.write(chunk)
+            have += len(chunk)
+            progress(have, total)
+        file.flush()
+        os.fsync(file.fileno())
+    if total is not None and have != total:
+        raise ConnectionError(f"the connection ended after {have} of {total} bytes")
+
+
+def _range_start(headers: http.client.HTTPMessage) -> int | None:
+    unit, _, rest = headers.get("Content-Range", "").strip().partition(" ")
+    start = rest.partition("-")[0]
+    return int(start) if unit == "bytes" and start.isdigit() else None
+
+
+def _worth_retrying(error: Exception) -> bool:
+    if isinstance(error, urllib.error.HTTPError):
+        return error.code in _RETRIED_STATUS
+    # An unknown host is nearly always a machine without network: answer at once.
+    return not (isinstance(error, urllib.error.URLError) and isinstance(error.reason, socket.gaierror))
+
+
+def _describe(url: str, error: Exception) -> str:
+    host = urllib.parse.urlsplit(url).netloc or url
+    if isinstance(error, urllib.error.HTTPError):
+        return f"{host} answered {error.code} {error.reason}"
+    reason = error.reason if isinstance(error, urllib.error.URLError) else error
+    text = getattr(reason, "strerror", None) or str(reason) or type(reason).__name__
+    return f"cannot download from {host}: {text}"
+
+
+def _cannot_write(path: Path, error: OSError) -> str:
+    return f"cannot write {path}: {error.strerror}; free space or get rights there, or set LIGHTNING_GLUE_CACHE"
+
+
+def _validator(part: Path) -> Path:
+    """File with the ETag or Last-Modified of the body that ``part`` was started from."""
+    return part.with_name(f"{part.name}.tag")
+
+
+def _discard(part: Path) -> None:
+    part.unlink(missing_ok=True)
+    _validator(part).unlink(missing_ok=True)
+
+
+def _digest(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _write_text(path: Path, text: str) -> None:
+    temporary = path.with_name(f"{path.name}.tmp")
+    with temporary.open("w", encoding="latin-1") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(temporary, path)
+
+
+def _sync(path: Path) -> None:
+    """Bring a file or the names in a folder to the disk."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+@contextlib.contextmanager
+def _progress(label: str) -> Iterator[Callable[[int, int | None], None]]:
+    """Yield ``update(done, total)`` in bytes: a bar on a terminal, else one log line at start and end."""
+    if not sys.stderr.isatty():
+        done_bytes = 0
+
+        def note(done: int, total: int | None) -> None:
+            nonlocal done_bytes
+            done_bytes = done
+
+        log.info("downloading %s", label)
+        yield note
+        log.info("downloaded %s (%.1f MB)", label, done_bytes / 1e6)
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
+
+    columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn())
+    with Progress(*columns, TimeRemainingColumn(), console=Console(stderr=True)) as bar:
+        task = bar.add_task(label, total=None)
+        yield lambda done, total: bar.update(task, completed=done, total=total)
+
+
+@contextlib.contextmanager
+def locked(target: Path) -> Iterator[None]:
+    """Hold the lock of ``target`` across processes and threads; its folder is made. Not reentrant."""
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        file = target.with_name(f".{target.name}.lock").open("w")
+    except OSError as error:
+        raise UserError(
+            f"cannot write below {target.parent}: {error.strerror}; set LIGHTNING_GLUE_CACHE to a writable folder"
+        ) from error
+    with file:  # closing the file releases the lock
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+@contextlib.contextmanager
+def new_folder(target: Path) -> Iterator[Path]:
+    """Yield an empty temporary folder that becomes ``target`` when the block ends without an error.
+
+    A ``target`` that is there already and not empty raises :class:`UserError` before anything is done.
+    """
+    if target.exists() and not (target.is_dir() and not any(target.iterdir())):
+        raise UserError(f"{target} exists already; remove it or choose another folder")
+    temporary = target.with_name(f".{target.name}.{uuid.uuid4().hex}.part")
+    try:
+        temporary.mkdir(parents=True)
+        yield temporary
+        for path in sorted(temporary.rglob("*")):
+            _sync(path)
+        os.rename(temporary, target)
+        _sync(target.parent)
+    except BaseException as error:
+        shutil.rmtree(temporary, ignore_errors=True)
+        if isinstance(error, OSError) and error.errno in _CANNOT_WRITE:
+            raise UserError(_cannot_write(target, error)) from error
+        raise
+
+
+def extract_zip(archive: Path, out: Path, members: Iterable[str]) -> None:
+    """Unpack ``members`` of a zip's single top folder (or of its root) as the new folder ``out``, all or nothing.
+
+    Only these names are ever written, whatever paths the archive holds. Raises :class:`UserError` for a damaged archive
+    or a missing member.
+    """
+    with _damaged(archive), zipfile.ZipFile(archive) as source:
+        entries = {info.filename: info for info in source.infolist() if not info.is_dir()}
+        chosen = {name: entries[path] for name, path in _choose(archive, entries, members).items()}
+        _unpack(out, {name: lambda info=info: source.open(info) for name, info in chosen.items()})
+
+
+def extract_tar(archive: Path, out: Path, members: Iterable[str]) -> None:
+    """Unpack ``members`` of a tar archive (plain or compressed); otherwise as :func:`extract_zip`."""
+    with _damaged(archive), tarfile.open(archive) as source:
+        entries = {info.name: info for info in source.getmembers() if info.isreg()}
+        chosen = {name: entries[path] for name, path in _choose(archive, entries, members).items()}
+        _unpack(out, {name: lambda info=info: source.extractfile(info) for name, info in chosen.items()})
+
+
+def _choose(archive: Path, paths: Iterable[str], members: Iterable[str]) -> dict[str, str]:
+    """Map each member to its path in the archive."""
+    tops: dict[str, dict[str, str]] = {}
+    for path in paths:
+        parts = PurePosixPath(path).parts
+        if len(parts) <= 2 and not {"..", "/", "__MACOSX"} & set(parts):
+            tops.setdefault("".join(parts[:-1]), {})[parts[-1]] = path
+    wanted = list(members)
+    best = max(tops.values(), key=lambda names: len(names.keys() & set(wanted)), default={})
+    missing = [name for name in wanted if name not in best]
+    if missing:
+        raise UserError(f"{archive} holds no {', '.join(missing)} in its top folder; delete it and run again")
+    return {name: best[name] for name in wanted}
+
+
+def _unpack(out: Path, members: dict[str, Callable[[], IO[bytes] | None]]) -> None:
+    with new_folder(out) as folder:
+        for name, open_member in members.items():
+            source = open_member()
+            assert source is not None  # only regular files were chosen
+            with source, (folder / name).open("wb") as file:
+                shutil.copyfileobj(source, file, _CHUNK)
+
+
+@contextlib.contextmanager
+def _damaged(archive: Path) -> Iterator[None]:
+    try:
+        yield
+    except (zipfile.BadZipFile, tarfile.TarError, gzip.BadGzipFile, zlib.error, EOFError) as error:
+        raise UserError(f"{archive} is not a readable archive: {error}; delete it and run again") from error

@@ -1,0 +1,105 @@
+"""Figures of a run: confusion matrix, precision-recall curve, regression scatter, learning curves."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+from torchmetrics.functional.classification import binary_precision_recall_curve, multiclass_confusion_matrix
+
+from lightning_glue.module import Evaluation
+from lightning_glue.tasks import Task
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+History = dict[str, list[tuple[int, float]]]  # metric -> (step, value)
+
+
+def _new(title: str) -> Figure:
+    from matplotlib.figure import Figure  # no pyplot: it keeps every figure alive and wants a backend
+
+    figure = Figure(figsize=(5.5, 4.5), layout="constrained", dpi=120)
+    figure.suptitle(title)
+    return figure
+
+
+def confusion_matrix(task: Task, split: str, evaluation: Evaluation) -> Figure:
+    """Counts of true against predicted labels, coloured by the share of the true label."""
+    classes = len(task.labels)
+    predictions = evaluation.outputs.argmax(-1)
+    counts = multiclass_confusion_matrix(predictions, evaluation.targets, num_classes=classes)
+    figure = _new(f"{task.name} {split}: confusion matrix")
+    axes = figure.subplots()
+    share = counts / counts.sum(1, keepdim=True).clamp(min=1)
+    image = axes.imshow(share.numpy(), cmap="Blues", vmin=0, vmax=1)
+    figure.colorbar(image, label="share of the true label")
+    for row in range(classes):
+        for column in range(classes):
+            colour = "white" if share[row, column] > 0.5 else "black"
+            axes.text(column, row, int(counts[row, column]), ha="center", va="center", color=colour)
+    axes.set_xticks(range(classes), task.labels)
+    axes.set_yticks(range(classes), task.labels, rotation=90, va="center")
+    axes.set(xlabel="predicted label", ylabel="true label")
+    return figure
+
+
+def precision_recall(task: Task, split: str, evaluation: Evaluation) -> Figure:
+    """A precision-recall curve per label, that label against the others; class "1" alone for 0/1 tasks."""
+    figure = _new(f"{task.name} {split}: precision-recall curve")
+    axes = figure.subplots()
+    probabilities = evaluation.outputs.double().softmax(-1)
+    shown = [1] if task.labels == ("0", "1") else range(len(task.labels))
+    for label in shown:
+        positive = (evaluation.targets == label).long()
+        precision, recall, _ = binary_precision_recall_curve(probabilities[:, label], positive)
+        average = float(-torch.sum(torch.diff(recall) * precision[:-1]))
+        name = f"{task.labels[label]} (AP {average:.3f})"
+        (line,) = axes.step(recall.numpy(), precision.numpy(), where="post", label=name)
+        axes.axhline(float(positive.double().mean()), color=line.get_color(), linestyle=":", linewidth=1)
+    axes.set(xlabel="recall", ylabel="precision", xlim=(0, 1), ylim=(0, 1.02))
+    axes.legend(title="label (dotted: its share)", loc="lower left")
+    return figure
+
+
+def regression_scatter(task: Task, split: str, evaluation: Evaluation) -> Figure:
+    """Predicted against true scores on the task's own scale."""
+    figure = _new(f"{task.name} {split}: predicted and true scores")
+    axes = figure.subplots()
+    true, predicted = (
+        part.flatten().double().numpy() * task.label_scale for part in (evaluation.targets, evaluation.outputs)
+    )
+    axes.plot([0, task.label_scale], [0, task.label_scale], color="grey", linewidth=1)
+    axes.scatter(true, predicted, s=8, alpha=0.4)
+    axes.set(xlabel="true score", ylabel="predicted score")
+    return figure
+
+
+def learning_curves(task: Task, history: History) -> Figure:
+    """Training loss and dev metrics over optimizer steps."""
+    figure = _new(f"{task.name}: learning curves")
+    loss_axes, dev_axes = figure.subplots(2, 1, sharex=True)
+    for name in ("train/loss", *(f"{split.name}/loss" for split in task.dev)):
+        if history.get(name):
+            loss_axes.plot(*zip(*history[name]), label=name)
+    for split in task.dev:
+        for metric in task.metrics:
+            if history.get(f"{split.name}/{metric}"):
+                dev_axes.plot(*zip(*history[f"{split.name}/{metric}"]), marker="o", label=f"{split.name}/{metric}")
+    loss_axes.set(ylabel="loss")
+    dev_axes.set(xlabel="optimizer step", ylabel="dev metric")
+    for axes in (loss_axes, dev_axes):
+        axes.grid(alpha=0.3)
+        if axes.lines:
+            axes.legend(fontsize="small")
+    return figure
+
+
+def evaluation_figures(task: Task, split: str, evaluation: Evaluation) -> dict[str, Figure]:
+    """Every figure of one evaluated split, by file name."""
+    if task.is_regression:
+        return {f"{split}_scatter.png": regression_scatter(task, split, evaluation)}
+    return {
+        f"{split}_confusion_matrix.png": confusion_matrix(task, split, evaluation),
+        f"{split}_precision_recall.png": precision_recall(task, split, evaluation),
+    }

@@ -1,0 +1,70 @@
+"""Which devices, processes and precision a run uses."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+
+import torch
+from pytorch_lightning.strategies import DDPStrategy, SingleDeviceStrategy, Strategy
+
+from lightning_glue.config import TrainerConfig
+from lightning_glue.errors import UserError
+
+
+@dataclass(frozen=True)
+class Devices:
+    """Lightning's names: accelerator ``cpu`` or ``cuda``, processes per node, nodes."""
+
+    accelerator: str
+    devices: int
+    nodes: int = 1
+
+    @property
+    def world(self) -> int:
+        return self.devices * self.nodes
+
+
+def resolve_devices(config: TrainerConfig) -> Devices:
+    """Read --gpus and --procs, or what torchrun or SLURM started.
+
+    Raises:
+        UserError: more GPUs than the machine has, or --gpus together with --procs.
+    """
+    available = torch.cuda.device_count()
+    gpus = min(available, 1) if config.gpus == "auto" else int(config.gpus)
+    if gpus > available:
+        raise UserError(f"--gpus {gpus}: this machine shows {available} CUDA devices; use --gpus {available}")
+    if gpus and config.procs > 1:
+        raise UserError(f"--procs {config.procs} is for DDP on the CPU; with GPUs use --gpus alone, or --gpus 0")
+    accelerator = "cuda" if gpus else "cpu"
+    if "LOCAL_WORLD_SIZE" in os.environ and "TORCHELASTIC_RUN_ID" in os.environ:
+        local = int(os.environ["LOCAL_WORLD_SIZE"])
+        return Devices(accelerator, local, int(os.environ["WORLD_SIZE"]) // local)
+    if int(os.environ.get("SLURM_NTASKS", "1")) > 1:
+        nodes = int(os.environ.get("SLURM_NNODES", "1"))
+        return Devices(accelerator, int(os.environ["SLURM_NTASKS"]) // nodes, nodes)
+    return Devices(accelerator, gpus or config.procs)
+
+
+def resolve_strategy(devices: Devices) -> Strategy:
+    """Plain DDP over several processes.
+
+    The only buffers are version numbers, and evaluation gives processes different numbers of batches: broadcasting
+    buffers in every forward would be waste and would hang.
+    """
+    if devices.world == 1:
+        return SingleDeviceStrategy("cuda:0" if devices.accelerator == "cuda" else "cpu")
+    backend = "nccl" if devices.accelerator == "cuda" else "gloo"
+    return DDPStrategy(process_group_backend=backend, broadcast_buffers=False, gradient_as_bucket_view=True)
+
+
+def resolve_precision(config: TrainerConfig, accelerator: str) -> str:
+    """``auto`` is bf16-mixed where the hardware multiplies bf16 matrices natively, else 32-true."""
+    if config.precision != "auto":
+        return config.precision
+    if accelerator == "cuda":
+        native = torch.cuda.is_bf16_supported(including_emulation=False)
+    else:
+        native = torch.cpu.get_capabilities().get("amx_bf16", False)
+    return "bf16-mixed" if native else "32-true"

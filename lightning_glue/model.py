@@ -1,0 +1,98 @@
+"""fairseq's RobertaModel with a ``sentence_classification_head``, built and filled for one task."""
+
+from __future__ import annotations
+
+import logging
+from argparse import Namespace
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+
+# Importing fairseq configures the root logger and logs about optional packages; a library's user wants neither.
+_root = logging.getLogger()
+_handlers, _level = list(_root.handlers), _root.level
+logging.disable(logging.INFO)
+from fairseq.data import Dictionary  # noqa: E402
+from fairseq.models.roberta import RobertaModel  # noqa: E402
+
+logging.disable(logging.NOTSET)
+_root.handlers[:], _root.level = _handlers, _level
+logging.getLogger("fairseq").setLevel(logging.WARNING)
+
+from lightning_glue.errors import UserError  # noqa: E402
+from lightning_glue.pretrained import Pretrained  # noqa: E402
+from lightning_glue.tokenizer import Tokenizer  # noqa: E402
+
+HEAD = "sentence_classification_head"
+
+
+def fairseq_dictionary(tokenizer: Tokenizer) -> Dictionary:
+    """The model's dictionary: the tokenizer's and ``<mask>``, as fairseq's ``sentence_prediction`` task loads it."""
+    dictionary = Dictionary()
+    for symbol, count in zip(tokenizer.symbols, tokenizer.counts):
+        dictionary.add_symbol(symbol, n=count)
+    dictionary.add_symbol("<mask>")
+    return dictionary
+
+
+def build_model(start: Pretrained, num_outputs: int, overrides: dict[str, Any]) -> RobertaModel:
+    """Build the model with the start's encoder and a new classification head.
+
+    ``encoder.lm_head`` keeps its weights, so that a checkpoint is complete for fairseq, but needs no gradient: the
+    task never uses it, and DDP would otherwise wait for it.
+
+    Args:
+        num_outputs: classes, or 1 for regression.
+        overrides: fairseq model arguments to change, for example ``dropout``.
+
+    Raises:
+        UserError: the checkpoint's tensors do not fit the architecture or the dictionary.
+    """
+    args = Namespace(**{"max_positions": 512, **start.args, **overrides})
+    args.load_checkpoint_heads = False
+    dictionary = fairseq_dictionary(start.tokenizer)
+    task = SimpleNamespace(source_dictionary=dictionary, max_positions=lambda: args.max_positions)
+    model = RobertaModel.build_model(args, task)
+    model.register_classification_head(HEAD, num_classes=num_outputs)
+    if start.state is not None:
+        load_encoder(model, start.state)
+    for name, parameter in model.encoder.lm_head.named_parameters():
+        if name != "weight":  # tied to the token embeddings
+            parameter.requires_grad_(False)
+    return model
+
+
+def load_encoder(model: RobertaModel, state: dict[str, torch.Tensor]) -> None:
+    """Copy the encoder (and lm_head, where there is one) of a fairseq state dict; classification heads stay new."""
+    upgraded = {name: tensor for name, tensor in state.items() if not name.startswith("classification_heads.")}
+    model.upgrade_state_dict_named(upgraded, "")
+    embeddings = "encoder.sentence_encoder.embed_tokens.weight"
+    upgraded.setdefault("encoder.lm_head.weight", upgraded.get(embeddings))
+    current = model.state_dict()
+    for name, tensor in upgraded.items():
+        if name in current and tensor.shape != current[name].shape:
+            raise UserError(
+                f"checkpoint tensor {name} has shape {tuple(tensor.shape)}, the model expects "
+                f"{tuple(current[name].shape)}: another architecture, or a dictionary of another tokenizer"
+            )
+    missing, unexpected = torch.nn.Module.load_state_dict(model, upgraded, strict=False)
+    missing = [name for name in missing if not name.startswith("encoder.lm_head.") and not name.endswith("version")]
+    if missing or unexpected:
+        raise UserError(f"checkpoint does not fit the model: missing {missing[:3]}, unexpected {unexpected[:3]}")
+
+
+def logits(model: RobertaModel, tokens: torch.Tensor) -> torch.Tensor:
+    """Head outputs (batch, classes) for right-padded token ids (batch, length)."""
+    return model(tokens, features_only=True, classification_head_name=HEAD)[0]
+
+
+def task_loss(outputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+    """Per-example loss (batch,): cross-entropy, or squared error for one output.
+
+    The terms fairseq's ``criterions/sentence_prediction.py`` sums, computed in float32 as there.
+    """
+    outputs = outputs.float()
+    if outputs.shape[-1] == 1:
+        return torch.nn.functional.mse_loss(outputs.squeeze(-1), targets.float(), reduction="none")
+    return torch.nn.functional.cross_entropy(outputs, targets, reduction="none")

@@ -1,0 +1,83 @@
+"""The LightningModule: fairseq's RoBERTa, its loss, optimizer and metrics for one GLUE task."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+
+from lightning_glue import metrics, optimizer
+from lightning_glue.config import OptimizerConfig
+from lightning_glue.data import Batch
+from lightning_glue.metrics import SplitOutputs
+from lightning_glue.model import RobertaModel, logits, task_loss
+from lightning_glue.tasks import Task
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Outputs of one split in the order of its rows: outputs (examples, classes), targets (examples,)."""
+
+    outputs: torch.Tensor
+    targets: torch.Tensor
+
+
+class GlueModule(pl.LightningModule):
+    """Trains and evaluates ``model`` on ``task``.
+
+    Args:
+        lr: peak learning rate.
+        record: plain values saved with every checkpoint under ``lightning_glue`` (configuration, architecture).
+    """
+
+    def __init__(
+        self, model: RobertaModel, task: Task, settings: OptimizerConfig, lr: float, record: dict[str, Any]
+    ) -> None:
+        super().__init__()
+        self.model, self.task, self.settings, self.lr, self.record = model, task, settings, lr, record
+        self.dev_outputs = torch.nn.ModuleList(SplitOutputs(task.num_outputs, task.is_regression) for _ in task.dev)
+        self.evaluations: dict[str, Evaluation] = {}  # the last evaluation, by split name
+
+    def forward(self, tokens: torch.Tensor) -> torch.Tensor:
+        """Head outputs (batch, classes) for padded token ids (batch, length)."""
+        return logits(self.model, tokens)
+
+    def training_step(self, batch: Batch, _: int) -> torch.Tensor:
+        loss = task_loss(self(batch["tokens"]), batch["targets"]).sum() * batch["scale"]
+        self.log("loss", loss, prog_bar=True, logger=False)
+        return loss
+
+    def on_validation_epoch_start(self) -> None:
+        for collector in self.dev_outputs:
+            collector.start()
+
+    def validation_step(self, batch: Batch, _: int, dataloader_idx: int = 0) -> None:
+        self.dev_outputs[dataloader_idx].update(batch["ids"], self(batch["tokens"]), batch["targets"])
+
+    def on_validation_epoch_end(self) -> None:
+        for split, collector in zip(self.task.dev, self.dev_outputs):
+            outputs, targets = collector.compute()
+            self.evaluations[split.name] = Evaluation(outputs, targets)
+            values = metrics.compute(self.task, outputs, targets)
+            values["loss"] = float(task_loss(outputs.double(), targets).double().mean())
+            self.log_dict({f"{split.name}/{name}": value for name, value in values.items()}, add_dataloader_idx=False)
+
+    def configure_optimizers(self) -> dict[str, Any]:
+        total = int(self.trainer.estimated_stepping_batches)
+        warmup = round(self.settings.warmup_ratio * total)
+        adam = optimizer.FairseqAdamW(
+            optimizer.parameter_groups(self.model, self.settings.weight_decay, self.settings.decay_biases),
+            lr=self.lr,
+            betas=tuple(self.settings.betas),
+            eps=self.settings.eps,
+            fused=True,
+        )
+        schedule = torch.optim.lr_scheduler.LambdaLR(
+            adam, lambda update: optimizer.polynomial_decay(update, warmup, total)
+        )
+        return {"optimizer": adam, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        checkpoint["lightning_glue"] = self.record

@@ -1,0 +1,98 @@
+"""Training curves: loss, learning rate, gradient norm and throughput, and a line on the terminal per evaluation."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+from pytorch_lightning.utilities import rank_zero_only
+
+from lightning_glue.data import Batch
+from lightning_glue.module import Evaluation, GlueModule
+
+
+class TrainingMonitor(pl.Callback):
+    """Logs ``train/*`` every ``every`` optimizer steps.
+
+    Loss, examples/s, real tokens/s and padding ratio are of all processes and of the whole window since the last
+    point; the gradient norm and the learning rate are those of its last step.
+    """
+
+    def __init__(self, every: int) -> None:
+        self.every = every
+        self.grad_norm: torch.Tensor | None = None
+
+    def _reset(self, device: torch.device) -> None:
+        # loss, micro-batches, examples, real tokens, tokens with padding: summed over processes in one call
+        self.window = torch.zeros(5, dtype=torch.float64, device=device)
+        self.since = time.perf_counter()
+
+    def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self._reset(pl_module.device)  # evaluation between epochs does not count as training time
+
+    def on_before_optimizer_step(self, trainer: pl.Trainer, pl_module: pl.LightningModule, _: Any) -> None:
+        if (trainer.global_step + 1) % self.every == 0:
+            gradients = [p.grad for p in pl_module.parameters() if p.grad is not None]
+            self.grad_norm = torch.nn.utils.get_total_norm(gradients)
+
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Batch, batch_idx: int
+    ) -> None:
+        counted = len(batch["ids"]) if batch["scale"] else 0
+        self.window[0] += outputs["loss"].detach().double() * trainer.accumulate_grad_batches
+        self.window[1:] += torch.tensor(
+            [1.0, counted, batch["real_tokens"], batch["tokens"].numel()], dtype=torch.float64, device=pl_module.device
+        )
+        stepped = (batch_idx + 1) % trainer.accumulate_grad_batches == 0
+        if stepped and trainer.global_step % self.every == 0:
+            self._log(trainer, pl_module)
+
+    def _log(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        window = trainer.strategy.reduce(self.window, reduce_op="sum")
+        seconds = time.perf_counter() - self.since
+        loss, batches, examples, real, padded = window.tolist()
+        values = {
+            "train/loss": loss / batches,
+            "train/lr": trainer.lr_scheduler_configs[0].scheduler.get_last_lr()[0],
+            "train/examples_per_second": examples / seconds,
+            "train/tokens_per_second": real / seconds,
+            "train/padding_ratio": 1 - real / padded,
+        }
+        if self.grad_norm is not None:
+            values["train/grad_norm"] = float(self.grad_norm)
+        for logger in trainer.loggers:
+            logger.log_metrics(values, step=trainer.global_step)
+        self._reset(pl_module.device)
+
+
+class EvaluationLine(pl.Callback):
+    """Prints each evaluation's metrics on a line that stays, whatever the progress bar does."""
+
+    def __init__(self) -> None:
+        self.start = time.perf_counter()
+
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        dev = {k: float(v) for k, v in trainer.callback_metrics.items() if k.startswith("dev")}
+        values = "  ".join(f"{name} {value:.4f}" for name, value in dev.items())
+        elapsed = time.strftime("%H:%M:%S", time.gmtime(time.perf_counter() - self.start))
+        epoch = f"epoch {trainer.current_epoch + 1}/{trainer.max_epochs}"
+        rank_zero_only(print)(f"{epoch}  step {trainer.global_step}  {values}  {elapsed}", flush=True)
+
+
+class BestEvaluation(pl.Callback):
+    """Keeps the evaluation with the highest selection metric: its values, outputs and optimizer step."""
+
+    def __init__(self, metric: str) -> None:
+        self.metric = metric
+        self.values: dict[str, float] = {}
+        self.evaluations: dict[str, Evaluation] = {}
+        self.step = 0
+
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: GlueModule) -> None:
+        value = float(trainer.callback_metrics[self.metric])
+        if not self.values or value > self.values[self.metric]:
+            dev = {split.name for split in pl_module.task.dev}
+            self.values = {k: float(v) for k, v in trainer.callback_metrics.items() if k.split("/")[0] in dev}
+            self.evaluations, self.step = dict(pl_module.evaluations), trainer.global_step

@@ -1,0 +1,58 @@
+"""Predictions for unlabelled splits, written as the GLUE leaderboard wants them: ``index<TAB>prediction``."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import torch
+
+from lightning_glue.batching import EvalSampler
+from lightning_glue.console import progress_bar
+from lightning_glue.data import TokenizedSplit, load_split
+from lightning_glue.model import HEAD, RobertaModel, logits
+from lightning_glue.preprocess import Prepared
+from lightning_glue.tasks import Task
+
+
+@torch.inference_mode()
+def predict(model: RobertaModel, split: TokenizedSplit, eval_tokens: int) -> torch.Tensor:
+    """Head outputs (examples, classes) in the order of the rows, on the CPU; the model is put in eval mode."""
+    model.eval()
+    device = next(model.parameters()).device
+    outputs = torch.empty(len(split), model.classification_heads[HEAD].out_proj.out_features)
+    with progress_bar(f"predict {split.name}", len(split), "examples") as advance:
+        for batch in EvalSampler(split.lengths, eval_tokens):
+            part = split[batch]
+            outputs[part["ids"]] = logits(model, part["tokens"].to(device)).float().cpu()
+            advance(len(part["ids"]))
+    return outputs
+
+
+def submission_lines(task: Task, outputs: torch.Tensor) -> list[str]:
+    """A leaderboard file's lines: label names, or scores clipped to the task's scale with three decimals."""
+    if task.is_regression:
+        scores = (outputs.squeeze(-1).double() * task.label_scale).clamp(0, task.label_scale)
+        predictions = [f"{score:.3f}" for score in scores.tolist()]
+    else:
+        predictions = [task.labels[label] for label in outputs.argmax(-1).tolist()]
+    return ["index\tprediction\n", *(f"{i}\t{prediction}\n" for i, prediction in enumerate(predictions))]
+
+
+def write_submissions(
+    model: RobertaModel, task: Task, prepared: Prepared, out: Path, *, eval_tokens: int, max_tokens: int
+) -> list[Path]:
+    """Predict every unlabelled split that is there and write its leaderboard file into ``out``."""
+    out.mkdir(parents=True, exist_ok=True)
+    written = []
+    for split, name in zip(task.test, task.submission_files):
+        if split.name not in prepared.splits:
+            continue
+        outputs = predict(model, load_split(task, split, prepared.directory, max_tokens), eval_tokens)
+        partial = out / f".{name}.part"
+        with open(partial, "w", encoding="utf-8") as file:
+            file.writelines(submission_lines(task, outputs))
+            file.flush()
+            os.fsync(file.fileno())
+        written.append(partial.replace(out / name))
+    return written

@@ -1,0 +1,223 @@
+"""GLUE files to fairseq's binary layout: ``input0/ input1/ label/`` with dict.txt and mmap arrays.
+
+Replaces ``examples/roberta/preprocess_GLUE_tasks.sh``; every file has the bytes that script writes (its
+``preprocess.log`` files aside). Training reads the same arrays from a cache keyed by content.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+
+from lightning_glue import indexed, reader, tokenizer
+from lightning_glue.errors import UserError, run_main, suggest
+from lightning_glue.reader import Rows
+from lightning_glue.tasks import TASKS, Split, Task, get_task
+from lightning_glue.tokenizer import SPECIALS, UNK, Tokenizer
+
+_SOURCES = ("reader.py", "tokenizer.py", "indexed.py", "preprocess.py", "tasks.py")
+_PADDING_FACTOR = 8  # fairseq-preprocess --padding-factor
+
+
+@dataclass(frozen=True)
+class SplitInfo:
+    """What became of one file: its digest and how many rows were kept, dropped (QQP's rule) and skipped."""
+
+    file: str
+    sha256: str
+    rows: int
+    dropped: int
+    skipped: int
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A preprocessed task: the folder in fairseq's layout and where its rows came from, by split name."""
+
+    directory: Path
+    splits: dict[str, SplitInfo]
+
+
+def fairseq_names(task: Task) -> dict[str, str]:
+    """fairseq's name of each split: train, valid, valid1, test, test1."""
+    names = {task.train.name: "train"} if task.train else {}
+    for kind, splits in (("valid", task.dev), ("test", task.test)):
+        for i, split in enumerate(splits):
+            names[split.name] = kind + (str(i) if i else "")
+    return names
+
+
+def label_symbols(labels: list[str]) -> tuple[list[str], list[int]]:
+    """The label dictionary ``fairseq-preprocess`` builds: by falling frequency, ties by name, padded to 8."""
+    ranked = Counter(dict(sorted(Counter(labels).items()))).most_common()
+    symbols, counts = [label for label, _ in ranked], [count for _, count in ranked]
+    padding = -(len(SPECIALS) + len(symbols)) % _PADDING_FACTOR
+    return symbols + [f"madeupword{i:04d}" for i in range(padding)], counts + [0] * padding
+
+
+def _write_labels(task: Task, rows: dict[str, Rows], out: Path) -> None:
+    """Write ``label/``: ``<split>.label`` with label / 5 for regression (awk's %.6g), else a dictionary and arrays."""
+    names = fairseq_names(task)
+    out.mkdir(parents=True)
+    labelled = {name: part.labels for name, part in rows.items() if part.labels is not None}
+    if task.is_regression:
+        for name, labels in labelled.items():
+            lines = "".join(f"{float(label) / task.label_scale:.6g}\n" for label in labels)
+            (out / f"{names[name]}.label").write_text(lines)
+        return
+    symbols, counts = label_symbols(labelled["train"])
+    index = {symbol: i for i, symbol in enumerate(symbols, len(SPECIALS))}
+    (out / "dict.txt").write_text("".join(f"{symbol} {count}\n" for symbol, count in zip(symbols, counts)))
+    for name, labels in labelled.items():
+        ids = np.full((len(labels), 2), tokenizer.EOS, dtype=np.int32)
+        ids[:, 0] = [index.get(label, UNK) for label in labels]
+        indexed.write(out / names[name], ids.ravel(), np.full(len(labels), 2), len(SPECIALS) + len(symbols))
+
+
+def binarize(
+    task: Task,
+    rows: dict[str, Rows],
+    encoder: Tokenizer,
+    out: Path,
+    progress: Callable[[int], None] | None = None,
+) -> None:
+    """Write ``rows`` (by split name) into the new folder ``out`` in the layout of ``preprocess_GLUE_tasks.sh``."""
+    names = fairseq_names(task)
+    for column in range(task.num_texts):
+        folder = out / f"input{column}"
+        folder.mkdir(parents=True)
+        (folder / "dict.txt").write_text(encoder.dictionary_text, encoding="utf-8")
+        for name, part in rows.items():
+            ids, lengths = encoder.encode(part.texts[column], progress)
+            indexed.write(folder / names[name], ids, lengths, encoder.dictionary_size)
+    if task.train:
+        _write_labels(task, rows, out / "label")
+
+
+def _present(task: Task, root: Path) -> list[Split]:
+    """The splits to read: all labelled ones, and the test files that are there."""
+    return [split for split in task.splits if split.labelled or reader.has_split(task, split, root)] or [*task.test]
+
+
+def _write_atomically(out: Path, write: Callable[[Path], None]) -> None:
+    """Let ``write`` fill a temporary folder beside ``out``, put it on disk and rename it; ``out`` must not exist."""
+    out.parent.mkdir(parents=True, exist_ok=True)
+    staging = Path(tempfile.mkdtemp(prefix=f".{out.name}.", dir=out.parent))
+    try:
+        write(staging)
+        for path in staging.rglob("*"):
+            if path.is_file():
+                with open(path, "rb") as file:
+                    os.fsync(file.fileno())
+        staging.chmod(0o755)
+        staging.rename(out)
+    except BaseException:
+        shutil.rmtree(staging, ignore_errors=True)
+        raise
+
+
+def _read_rows(task: Task, root: Path, on_bad_row: str) -> dict[str, Rows]:
+    return {split.name: reader.read_split(task, split, root, on_bad_row) for split in _present(task, root)}
+
+
+def _binarize_with_progress(task: Task, rows: dict[str, Rows], encoder: Tokenizer, out: Path) -> None:
+    from lightning_glue.console import progress_bar
+
+    total = sum(len(part) for part in rows.values()) * task.num_texts
+    with progress_bar(f"tokenize {task.name}", total, "sentences") as advance:
+        binarize(task, rows, encoder, out, advance)
+
+
+def _cache_key(task: Task, root: Path, encoder: Tokenizer, on_bad_row: str) -> str:
+    """sha256 over the raw files, the tokenizer and the code that turns one into the other."""
+    digest = hashlib.sha256(f"{task.name} {on_bad_row} {encoder.digest}".encode())
+    for source in _SOURCES:
+        digest.update((Path(__file__).parent / source).read_bytes())
+    for split in _present(task, root):
+        with open(root / task.directory / split.file_name, "rb") as file:
+            digest.update(split.name.encode() + hashlib.file_digest(file, "sha256").digest())
+    return digest.hexdigest()
+
+
+def prepare(task: Task, root: Path, encoder: Tokenizer, cache: Path, on_bad_row: str = "stop") -> Prepared:
+    """Return the preprocessed task from ``cache``, made first if its content is new. Safe under concurrent calls."""
+    for split in task.splits:
+        if split.labelled and not reader.has_split(task, split, root):
+            reader.read_split(task, split, root)  # raises the error that names the file
+    entry = cache / "arrays" / f"{task.name}-{_cache_key(task, root, encoder, on_bad_row)[:24]}"
+    manifest = entry / "manifest.json"
+    if not manifest.is_file():
+        rows = _read_rows(task, root, on_bad_row)
+        infos = {
+            name: asdict(SplitInfo(str(part.path), part.sha256, len(part), part.dropped, part.skipped))
+            for name, part in rows.items()
+        }
+
+        def fill(staging: Path) -> None:
+            _binarize_with_progress(task, rows, encoder, staging / "bin")
+            (staging / "manifest.json").write_text(json.dumps(infos, indent=1))
+
+        try:
+            _write_atomically(entry, fill)
+        except OSError:
+            if not manifest.is_file():  # otherwise another process made the same entry first
+                raise
+    splits = {name: SplitInfo(**info) for name, info in json.loads(manifest.read_text()).items()}
+    return Prepared(entry / "bin", splits)
+
+
+def read_label_symbols(directory: Path) -> list[str]:
+    """Symbols of ``label/dict.txt`` in fairseq's order, padding words left out: the map from its ids to labels."""
+    symbols, _ = tokenizer.read_dictionary(directory / "label" / "dict.txt")
+    return [symbol for symbol in symbols if not symbol.startswith("madeupword")]
+
+
+def parse_arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="python -m lightning_glue.preprocess",
+        description="Write a GLUE task in fairseq's binary layout, byte for byte as preprocess_GLUE_tasks.sh does.",
+    )
+    parser.add_argument("--task", required=True, metavar="TASK", help=f"one of {', '.join(TASKS)}, or ALL")
+    parser.add_argument("--out", type=Path, help="folder to write (default: TASK-bin); must not exist")
+    parser.add_argument("--glue-dir", default=os.environ.get("GLUE_DIR"), help="raw GLUE files (default: $GLUE_DIR)")
+    parser.add_argument("--data", choices=("glue", "sample"), default="glue", help="where raw files come from")
+    parser.add_argument("--tokenizer", choices=("gpt2", "wordpiece"), default="gpt2", help="RoBERTa's BPE or MiniLM's")
+    parser.add_argument("--bpe-dir", default=os.environ.get("ROBERTA_BPE_DIR"), help="folder with encoder.json, "
+                        "vocab.bpe and dict.txt (default: $ROBERTA_BPE_DIR, else downloaded)")  # fmt: skip
+    parser.add_argument("--on-bad-row", choices=("stop", "skip"), default="stop", help="what a malformed row does")
+    return parser.parse_args()
+
+
+def main() -> None:
+    args = parse_arguments()
+    if args.task != "ALL" and args.task not in TASKS:
+        raise UserError(f"unknown task {args.task!r}{suggest(args.task, [*TASKS, 'ALL'])}")
+    if args.task == "ALL" and args.out:
+        raise UserError("--out names one folder, but --task ALL writes one for each task; leave --out away")
+    from lightning_glue import sources
+    from lightning_glue.pretrained import load_tokenizer
+
+    encoder = load_tokenizer(args.tokenizer, args.bpe_dir)
+    for task in TASKS.values() if args.task == "ALL" else [get_task(args.task)]:
+        out = args.out or Path(f"{task.name}-bin")
+        if out.exists():
+            raise UserError(f"{out} exists already; remove it or choose another --out")
+        rows = _read_rows(task, sources.glue_directory(task, args.data, args.glue_dir), args.on_bad_row)
+        _write_atomically(out, lambda staging: _binarize_with_progress(task, rows, encoder, staging))  # noqa: B023
+        counts = ", ".join(f"{name} {len(part)}" for name, part in rows.items())
+        lost = sum(part.dropped + part.skipped for part in rows.values())
+        print(f"{out}: {counts} rows" + (f" ({lost} malformed rows left out)" if lost else ""))
+
+
+if __name__ == "__main__":
+    run_main(main)

@@ -1,0 +1,145 @@
+"""The GLUE tasks: files, columns, labels and metrics (Wang et al. 2019, https://gluebenchmark.com/tasks).
+
+Everything the project knows about a task stands here once. Label ids are positions in ``Task.labels``: fixed, never
+derived from label frequency as ``fairseq-preprocess`` does.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from lightning_glue.errors import UserError, suggest
+
+
+@dataclass(frozen=True)
+class Split:
+    """One file of a task, ``<GLUE_DIR>/<task folder>/<name>.tsv``, and where its fields are (0-based columns)."""
+
+    name: str
+    text_columns: tuple[int, ...]
+    label_column: int | None = None  # None: unlabelled; -1: the last column
+    header: bool = True
+    fields: int | None = None  # expected number of fields; None: as many as the header has
+    drop_malformed: bool = False  # drop rows with a wrong number of fields, as fairseq's awk does for QQP
+
+    @property
+    def file_name(self) -> str:
+        return f"{self.name}.tsv"
+
+    @property
+    def labelled(self) -> bool:
+        return self.label_column is not None
+
+
+@dataclass(frozen=True)
+class Task:
+    """A GLUE task. ``metrics[0]`` on ``dev[0]`` selects the best checkpoint."""
+
+    name: str
+    labels: tuple[str, ...]  # empty: regression
+    metrics: tuple[str, ...]
+    train: Split | None
+    dev: tuple[Split, ...]
+    test: tuple[Split, ...]
+    folder: str = ""  # folder below GLUE_DIR; empty: the task's name
+    submission: tuple[str, ...] = ()  # leaderboard file per test split; empty: <name>.tsv
+    label_scale: float = 1.0  # regression targets are label / label_scale
+
+    @property
+    def is_regression(self) -> bool:
+        return not self.labels
+
+    @property
+    def num_outputs(self) -> int:
+        return len(self.labels) or 1
+
+    @property
+    def splits(self) -> tuple[Split, ...]:
+        return ((self.train,) if self.train else ()) + self.dev + self.test
+
+    @property
+    def num_texts(self) -> int:
+        return len(self.splits[0].text_columns)
+
+    @property
+    def directory(self) -> str:
+        return self.folder or self.name
+
+    @property
+    def submission_files(self) -> tuple[str, ...]:
+        return self.submission or (f"{self.name}.tsv",)
+
+    @property
+    def selection_metric(self) -> str:
+        """Logged name of the metric that selects the best checkpoint, for example ``dev_matched/accuracy``."""
+        return f"{self.dev[0].name}/{self.metrics[0]}"
+
+    @property
+    def experiment(self) -> str:
+        """MLflow experiment of the task."""
+        return f"glue-{self.name.lower()}"
+
+    def split(self, name: str) -> Split:
+        for split in self.splits:
+            if split.name == name:
+                return split
+        names = [split.name for split in self.splits]
+        raise UserError(f"task {self.name} has no split {name!r}{suggest(name, names)}")
+
+
+def _plain(
+    name: str,
+    text: tuple[int, ...],
+    label: int,
+    labels: tuple[str, ...],
+    metrics: tuple[str, ...],
+    test_text: tuple[int, ...] | None = None,
+    *,
+    header: bool = True,
+    fields: int | None = None,
+    drop_malformed: bool = False,
+    label_scale: float = 1.0,
+) -> Task:
+    """A task with the usual three files train.tsv, dev.tsv and test.tsv."""
+    train, dev = (Split(split, text, label, header, fields, drop_malformed) for split in ("train", "dev"))
+    test = Split("test", test_text or text)
+    return Task(name, labels, metrics, train, (dev,), (test,), label_scale=label_scale)
+
+
+_BINARY = ("0", "1")
+_ENTAILMENT = ("entailment", "not_entailment")
+_NLI = ("contradiction", "neutral", "entailment")  # the order of fairseq's roberta.large.mnli head
+
+TASKS: dict[str, Task] = {
+    task.name: task
+    for task in (
+        _plain("CoLA", (3,), 1, _BINARY, ("matthews",), (1,), header=False, fields=4),
+        _plain("SST-2", (0,), 1, _BINARY, ("accuracy",), (1,)),
+        _plain("MRPC", (3, 4), 0, _BINARY, ("accuracy", "f1")),
+        _plain("STS-B", (7, 8), 9, (), ("pearson", "spearman"), label_scale=5.0),
+        _plain("QQP", (3, 4), 5, _BINARY, ("accuracy", "f1"), (1, 2), drop_malformed=True),
+        Task(
+            "MNLI",
+            _NLI,
+            ("accuracy",),
+            Split("train", (8, 9), -1),
+            (Split("dev_matched", (8, 9), -1), Split("dev_mismatched", (8, 9), -1)),
+            (Split("test_matched", (8, 9)), Split("test_mismatched", (8, 9))),
+            submission=("MNLI-m.tsv", "MNLI-mm.tsv"),
+        ),
+        _plain("QNLI", (1, 2), 3, _ENTAILMENT, ("accuracy",)),
+        _plain("RTE", (1, 2), 3, _ENTAILMENT, ("accuracy",)),
+        _plain("WNLI", (1, 2), 3, _BINARY, ("accuracy",)),
+        # Inputs only: predicted by a model trained on MNLI, scored on the leaderboard.
+        Task("AX", _NLI, ("matthews",), None, (), (Split("diagnostic", (1, 2)),), folder="diagnostic"),
+    )
+}
+
+TRAINABLE: tuple[str, ...] = tuple(name for name, task in TASKS.items() if task.train)
+
+
+def get_task(name: str) -> Task:
+    """Look a task up by its exact GLUE name; a near miss (``sst2``) is named in the error."""
+    if name not in TASKS:
+        raise UserError(f"unknown task {name!r}{suggest(name, TASKS)}")
+    return TASKS[name]
