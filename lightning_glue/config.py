@@ -99,6 +99,12 @@ class Config:
         """Peak learning rate."""
         return self.task.lr * self.model.lr_factor if self.optimizer.lr is None else self.optimizer.lr
 
+    @property
+    def run_name(self) -> str:
+        """MLflow's name of the run: the one given, else what tells runs of a task apart at a glance."""
+        default = f"{self.model.name} lr {self.lr:g} batch {self.data.batch_size} seed {self.seed}"
+        return self.tracking.run_name or default
+
 
 _CHOICES = {
     "data.source": ("glue", "sample"),

@@ -7,8 +7,6 @@ under a temporary name beside its place. A lock file ``.<name>.lock`` beside the
 from __future__ import annotations
 
 import contextlib
-import errno
-import fcntl
 import gzip
 import hashlib
 import http.client
@@ -22,13 +20,13 @@ import time
 import urllib.error
 import urllib.parse
 import urllib.request
-import uuid
 import zipfile
 import zlib
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path, PurePosixPath
 from typing import IO
 
+from lightning_glue.atomic import CANNOT_WRITE, cannot_write, locked, new_folder, sync
 from lightning_glue.errors import UserError
 
 log = logging.getLogger(__name__)
@@ -37,7 +35,6 @@ ATTEMPTS = 6  # connections per download before giving up
 DELAY = 1.0  # seconds before the second connection, doubled each time
 TIMEOUT = 30.0  # seconds without a byte
 _CHUNK = 1 << 20
-_CANNOT_WRITE = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR})
 _RETRIED_STATUS = frozenset({408, 416, 429, 500, 502, 503, 504})
 
 
@@ -75,7 +72,7 @@ def download(
         if not target.is_file():
             os.replace(part, target)
             _validator(part).unlink(missing_ok=True)
-            _sync(target.parent)
+            sync(target.parent)
     return target
 
 
@@ -105,8 +102,8 @@ def _fetch_whole(url: str, part: Path, verified: bool, label: str, advice: str, 
                 return _fetch(url, part, verified, progress)
             except (OSError, http.client.HTTPException) as error:
                 fault = _describe(url, error)
-                if isinstance(error, OSError) and error.errno in _CANNOT_WRITE:
-                    raise UserError(_cannot_write(part, error)) from error
+                if isinstance(error, OSError) and error.errno in CANNOT_WRITE:
+                    raise UserError(cannot_write(part, error)) from error
                 if attempt == attempts or not _worth_retrying(error):
                     raise UserError(f"{fault} ({url}, {attempt} attempts){advice}") from error
             wait = delay * 2 ** (attempt - 1)
@@ -187,10 +184,6 @@ def _describe(url: str, error: Exception) -> str:
     return f"cannot download from {host}: {text}"
 
 
-def _cannot_write(path: Path, error: OSError) -> str:
-    return f"cannot write {path}: {error.strerror}; free space or get rights there, or set LIGHTNING_GLUE_CACHE"
-
-
 def _validator(part: Path) -> Path:
     """File with the ETag or Last-Modified of the body that ``part`` was started from."""
     return part.with_name(f"{part.name}.tag")
@@ -215,15 +208,6 @@ def _write_text(path: Path, text: str) -> None:
     os.replace(temporary, path)
 
 
-def _sync(path: Path) -> None:
-    """Bring a file or the names in a folder to the disk."""
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
-
-
 @contextlib.contextmanager
 def _progress(label: str) -> Iterator[Callable[[int, int | None], None]]:
     """Yield ``update(done, total)`` in bytes: a bar on a terminal, else one log line at start and end."""
@@ -245,44 +229,6 @@ def _progress(label: str) -> Iterator[Callable[[int, int | None], None]]:
     with Progress(*columns, TimeRemainingColumn(), console=Console(stderr=True)) as bar:
         task = bar.add_task(label, total=None)
         yield lambda done, total: bar.update(task, completed=done, total=total)
-
-
-@contextlib.contextmanager
-def locked(target: Path) -> Iterator[None]:
-    """Hold the lock of ``target`` across processes and threads; its folder is made. Not reentrant."""
-    try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        file = target.with_name(f".{target.name}.lock").open("w")
-    except OSError as error:
-        raise UserError(
-            f"cannot write below {target.parent}: {error.strerror}; set LIGHTNING_GLUE_CACHE to a writable folder"
-        ) from error
-    with file:  # closing the file releases the lock
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield
-
-
-@contextlib.contextmanager
-def new_folder(target: Path) -> Iterator[Path]:
-    """Yield an empty temporary folder that becomes ``target`` when the block ends without an error.
-
-    A ``target`` that is there already and not empty raises :class:`UserError` before anything is done.
-    """
-    if target.exists() and not (target.is_dir() and not any(target.iterdir())):
-        raise UserError(f"{target} exists already; remove it or choose another folder")
-    temporary = target.with_name(f".{target.name}.{uuid.uuid4().hex}.part")
-    try:
-        temporary.mkdir(parents=True)
-        yield temporary
-        for path in sorted(temporary.rglob("*")):
-            _sync(path)
-        os.rename(temporary, target)
-        _sync(target.parent)
-    except BaseException as error:
-        shutil.rmtree(temporary, ignore_errors=True)
-        if isinstance(error, OSError) and error.errno in _CANNOT_WRITE:
-            raise UserError(_cannot_write(target, error)) from error
-        raise
 
 
 def extract_zip(archive: Path, out: Path, members: Iterable[str]) -> None:

@@ -7,12 +7,12 @@ wherever the folder is moved, with ``data_name_or_path="."`` or with the ``RTE-b
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from lightning_glue.atomic import new_file
 from lightning_glue.model import HEAD, RobertaModel
 from lightning_glue.tasks import Task
 from lightning_glue.tokenizer import BOS, EOS, Tokenizer
@@ -104,13 +104,8 @@ def export(
         "glue_task": task.name,
         "glue_labels": labels,
     }
-    target = out / "checkpoint_best.pt"
-    partial = target.with_suffix(".pt.part")
-    with open(partial, "wb") as file:
+    with new_file(out / "checkpoint_best.pt", "wb") as file:
         torch.save(state, file)
-        file.flush()
-        os.fsync(file.fileno())
-    partial.replace(target)
     return out
 
 

@@ -77,8 +77,10 @@ class EvaluationLine(pl.Callback):
         dev = {k: float(v) for k, v in trainer.callback_metrics.items() if k.startswith("dev")}
         values = "  ".join(f"{name} {value:.4f}" for name, value in dev.items())
         elapsed = time.strftime("%H:%M:%S", time.gmtime(time.perf_counter() - self.start))
-        epoch = f"epoch {trainer.current_epoch + 1}/{trainer.max_epochs}"
-        rank_zero_only(print)(f"{epoch}  step {trainer.global_step}  {values}  {elapsed}", flush=True)
+        done = trainer.global_step * trainer.accumulate_grad_batches / trainer.num_training_batches
+        rank_zero_only(print)(
+            f"epoch {done:.4g}/{trainer.max_epochs}  step {trainer.global_step}  {values}  {elapsed}", flush=True
+        )
 
 
 class BestEvaluation(pl.Callback):

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
-from lightning_glue.download import new_folder
+from lightning_glue.atomic import new_folder
 from lightning_glue.errors import UserError
 
 RAW_TRAIN = "msr_paraphrase_train.txt"

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 import torch
 
+from lightning_glue.atomic import new_file
 from lightning_glue.batching import EvalSampler
 from lightning_glue.console import progress_bar
 from lightning_glue.data import TokenizedSplit, load_split
@@ -49,10 +49,7 @@ def write_submissions(
         if split.name not in prepared.splits:
             continue
         outputs = predict(model, load_split(task, split, prepared.directory, max_tokens), eval_tokens)
-        partial = out / f".{name}.part"
-        with open(partial, "w", encoding="utf-8") as file:
+        with new_file(out / name) as file:
             file.writelines(submission_lines(task, outputs))
-            file.flush()
-            os.fsync(file.fileno())
-        written.append(partial.replace(out / name))
+        written.append(out / name)
     return written

@@ -10,8 +10,6 @@ import argparse
 import hashlib
 import json
 import os
-import shutil
-import tempfile
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
@@ -20,6 +18,7 @@ from pathlib import Path
 import numpy as np
 
 from lightning_glue import indexed, reader, tokenizer
+from lightning_glue.atomic import locked, new_folder
 from lightning_glue.errors import UserError, run_main, suggest
 from lightning_glue.reader import Rows
 from lightning_glue.tasks import TASKS, Split, Task, get_task
@@ -109,25 +108,12 @@ def _present(task: Task, root: Path) -> list[Split]:
     return [split for split in task.splits if split.labelled or reader.has_split(task, split, root)] or [*task.test]
 
 
-def _write_atomically(out: Path, write: Callable[[Path], None]) -> None:
-    """Let ``write`` fill a temporary folder beside ``out``, put it on disk and rename it; ``out`` must not exist."""
-    out.parent.mkdir(parents=True, exist_ok=True)
-    staging = Path(tempfile.mkdtemp(prefix=f".{out.name}.", dir=out.parent))
-    try:
-        write(staging)
-        for path in staging.rglob("*"):
-            if path.is_file():
-                with open(path, "rb") as file:
-                    os.fsync(file.fileno())
-        staging.chmod(0o755)
-        staging.rename(out)
-    except BaseException:
-        shutil.rmtree(staging, ignore_errors=True)
-        raise
-
-
 def _read_rows(task: Task, root: Path, on_bad_row: str) -> dict[str, Rows]:
-    return {split.name: reader.read_split(task, split, root, on_bad_row) for split in _present(task, root)}
+    """Rows by split name. A malformed test row always stops: predictions are submitted by row number."""
+    return {
+        split.name: reader.read_split(task, split, root, on_bad_row if split.labelled else "stop")
+        for split in _present(task, root)
+    }
 
 
 def _binarize_with_progress(task: Task, rows: dict[str, Rows], encoder: Tokenizer, out: Path) -> None:
@@ -149,6 +135,16 @@ def _cache_key(task: Task, root: Path, encoder: Tokenizer, on_bad_row: str) -> s
     return digest.hexdigest()
 
 
+def _fill(entry: Path, task: Task, rows: dict[str, Rows], encoder: Tokenizer) -> None:
+    infos = {
+        name: asdict(SplitInfo(str(part.path), part.sha256, len(part), part.dropped, part.skipped))
+        for name, part in rows.items()
+    }
+    with new_folder(entry) as folder:
+        _binarize_with_progress(task, rows, encoder, folder / "bin")
+        (folder / "manifest.json").write_text(json.dumps(infos, indent=1))
+
+
 def prepare(task: Task, root: Path, encoder: Tokenizer, cache: Path, on_bad_row: str = "stop") -> Prepared:
     """Return the preprocessed task from ``cache``, made first if its content is new. Safe under concurrent calls."""
     for split in task.splits:
@@ -156,22 +152,9 @@ def prepare(task: Task, root: Path, encoder: Tokenizer, cache: Path, on_bad_row:
             reader.read_split(task, split, root)  # raises the error that names the file
     entry = cache / "arrays" / f"{task.name}-{_cache_key(task, root, encoder, on_bad_row)[:24]}"
     manifest = entry / "manifest.json"
-    if not manifest.is_file():
-        rows = _read_rows(task, root, on_bad_row)
-        infos = {
-            name: asdict(SplitInfo(str(part.path), part.sha256, len(part), part.dropped, part.skipped))
-            for name, part in rows.items()
-        }
-
-        def fill(staging: Path) -> None:
-            _binarize_with_progress(task, rows, encoder, staging / "bin")
-            (staging / "manifest.json").write_text(json.dumps(infos, indent=1))
-
-        try:
-            _write_atomically(entry, fill)
-        except OSError:
-            if not manifest.is_file():  # otherwise another process made the same entry first
-                raise
+    with locked(entry):
+        if not manifest.is_file():
+            _fill(entry, task, _read_rows(task, root, on_bad_row), encoder)
     splits = {name: SplitInfo(**info) for name, info in json.loads(manifest.read_text()).items()}
     return Prepared(entry / "bin", splits)
 
@@ -213,7 +196,8 @@ def main() -> None:
         if out.exists():
             raise UserError(f"{out} exists already; remove it or choose another --out")
         rows = _read_rows(task, sources.glue_directory(task, args.data, args.glue_dir), args.on_bad_row)
-        _write_atomically(out, lambda staging: _binarize_with_progress(task, rows, encoder, staging))  # noqa: B023
+        with new_folder(out) as folder:
+            _binarize_with_progress(task, rows, encoder, folder)
         counts = ", ".join(f"{name} {len(part)}" for name, part in rows.items())
         lost = sum(part.dropped + part.skipped for part in rows.values())
         print(f"{out}: {counts} rows" + (f" ({lost} malformed rows left out)" if lost else ""))

@@ -10,7 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from lightning_glue import mrpc, sample
-from lightning_glue.download import download, extract_tar, extract_zip, locked, new_folder
+from lightning_glue.atomic import locked, new_folder
+from lightning_glue.download import download, extract_tar, extract_zip
 from lightning_glue.errors import UserError, suggest
 from lightning_glue.tasks import TASKS, Task
 

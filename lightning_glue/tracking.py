@@ -37,7 +37,7 @@ class MLflowTracker(Logger):
     A server that fails during training costs no training: metrics wait in memory and go out with a later batch.
     """
 
-    def __init__(self, uri: str | None, experiment: str, run_name: str | None) -> None:
+    def __init__(self, uri: str | None, experiment: str, run_name: str) -> None:
         super().__init__()
         self.uri, self._experiment, self._run_name = uri, experiment, run_name
         self.history: History = {}

@@ -281,10 +281,11 @@ def quiet() -> None:
     import logging
     import warnings
 
-    for name in ("pytorch_lightning", "lightning_fabric", "mlflow.system_metrics"):
+    for name in ("pytorch_lightning", "lightning_fabric", "mlflow.system_metrics", "mlflow.store", "alembic"):
         logging.getLogger(name).setLevel(logging.WARNING)
     warnings.filterwarnings("ignore", module="pytorch_lightning", message=".*does not have many workers.*")
     warnings.filterwarnings("ignore", module="pytorch_lightning", message=".*exists and is not empty.*")
+    warnings.filterwarnings("ignore", module="pytorch_lightning", message=".*could not find the monitored key.*")
     warnings.filterwarnings("ignore", message=".*LeafSpec.*|.*isinstance\\(treespec.*")
 
 
@@ -303,9 +304,7 @@ def train(config: Config) -> None:
     if leader:
         announce(config, data)
     task = module.task
-    tracker = MLflowTracker(
-        config.tracking.uri, config.tracking.experiment or task.experiment, config.tracking.run_name
-    )
+    tracker = MLflowTracker(config.tracking.uri, config.tracking.experiment or task.experiment, config.run_name)
     tracker.start(configuration.flatten(config), run_tags() if leader else {}, config.tracking.system_metrics)
     with run_status(tracker), ExitStack() as stack:
         checkpoints = None

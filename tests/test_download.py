@@ -20,7 +20,8 @@ from pathlib import Path
 
 import pytest
 
-from lightning_glue.download import download, extract_tar, extract_zip, locked, new_folder
+from lightning_glue.atomic import locked, new_folder
+from lightning_glue.download import download, extract_tar, extract_zip
 from lightning_glue.errors import UserError
 
 BODY = bytes(range(256)) * 1200  # 300 kB

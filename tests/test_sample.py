@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import math
 from collections import Counter
 from collections.abc import Iterable
@@ -134,7 +135,7 @@ def test_sizes_and_balance(root, name) -> None:
 
 def tokens(text: str) -> list[str]:
     words = text.lower().rstrip(".?").split()
-    return words + [f"{first} {second}" for first, second in zip(words, words[1:], strict=False)]
+    return words + [f"{first} {second}" for first, second in itertools.pairwise(words)]
 
 
 def bayes_accuracy(train: Iterable[tuple[str, str]], dev: Iterable[tuple[str, str]]) -> float:
@@ -147,7 +148,7 @@ def bayes_accuracy(train: Iterable[tuple[str, str]], dev: Iterable[tuple[str, st
         seen, total = counts[label], sum(counts[label].values())
         return sum(math.log((seen[token] + 0.1) / total) for token in set(tokens(text)))
 
-    hits = [max(sorted(counts), key=lambda label: score(text, label)) == truth for text, truth in dev]  # noqa: B023
+    hits = [max(sorted(counts), key=lambda label: score(text, label)) == truth for text, truth in dev]
     return sum(hits) / len(hits)
 
 

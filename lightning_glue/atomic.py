@@ -1,0 +1,84 @@
+"""Files and folders that appear whole or not at all, and a lock between processes."""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+import shutil
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO, Any
+
+from lightning_glue.errors import UserError
+
+CANNOT_WRITE = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR})
+
+
+def cannot_write(path: Path, error: OSError) -> str:
+    """A user's words for an error in :data:`CANNOT_WRITE`."""
+    return f"cannot write {path}: {error.strerror}; free space or get rights there, or set LIGHTNING_GLUE_CACHE"
+
+
+def sync(path: Path) -> None:
+    """Bring a file or the names in a folder to the disk."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+@contextmanager
+def new_file(target: Path, mode: str = "w") -> Iterator[IO[Any]]:
+    """Yield a temporary file that takes the place of ``target`` when the block ends without an error."""
+    temporary = target.with_name(f".{target.name}.{uuid.uuid4().hex}.part")
+    try:
+        with open(temporary, mode, encoding=None if "b" in mode else "utf-8") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(target)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+
+
+@contextmanager
+def locked(target: Path) -> Iterator[None]:
+    """Hold the lock of ``target`` across processes and threads; its folder is made. Not reentrant."""
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        file = target.with_name(f".{target.name}.lock").open("w")
+    except OSError as error:
+        raise UserError(
+            f"cannot write below {target.parent}: {error.strerror}; set LIGHTNING_GLUE_CACHE to a writable folder"
+        ) from error
+    with file:  # closing the file releases the lock
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+@contextmanager
+def new_folder(target: Path) -> Iterator[Path]:
+    """Yield an empty temporary folder that becomes ``target`` when the block ends without an error.
+
+    A ``target`` that is there already and not empty raises :class:`UserError` before anything is done.
+    """
+    if target.exists() and not (target.is_dir() and not any(target.iterdir())):
+        raise UserError(f"{target} exists already; remove it or choose another folder")
+    temporary = target.with_name(f".{target.name}.{uuid.uuid4().hex}.part")
+    try:
+        temporary.mkdir(parents=True)
+        yield temporary
+        for path in sorted(temporary.rglob("*")):
+            sync(path)
+        os.rename(temporary, target)
+        sync(target.parent)
+    except BaseException as error:
+        shutil.rmtree(temporary, ignore_errors=True)
+        if isinstance(error, OSError) and error.errno in CANNOT_WRITE:
+            raise UserError(cannot_write(target, error)) from error
+        raise

@@ -1,0 +1,86 @@
+"""Shared parts of the tests: real GLUE and BPE files where they are, generated ones otherwise."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # many small processes on few cores
+ROOT = Path(__file__).resolve().parent.parent
+
+_REAL_BPE = os.environ.pop("ROBERTA_BPE_DIR", None)
+_REAL_GLUE = os.environ.pop("GLUE_DIR", None)
+os.environ.pop("MLFLOW_TRACKING_URI", None)
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    # Absolute: the tests run the program in temporary folders. Handed on through fixtures, never by accident.
+    config.real_bpe = Path(_REAL_BPE).resolve() if _REAL_BPE else None
+    config.real_glue = Path(_REAL_GLUE).resolve() if _REAL_GLUE else None
+    if _REAL_GLUE:
+        os.environ["GLUE_DIR"] = str(config.real_glue)
+
+
+@pytest.fixture(scope="session")
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One cache for the whole session, so that each data set is generated and tokenized once."""
+    folder = tmp_path_factory.mktemp("cache")
+    os.environ["LIGHTNING_GLUE_CACHE"] = str(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def real_glue(request: pytest.FixtureRequest) -> Path:
+    if request.config.real_glue is None:
+        pytest.skip("GLUE_DIR is not set: real GLUE files are not at hand")
+    return request.config.real_glue
+
+
+@pytest.fixture(scope="session")
+def glue_dir(request: pytest.FixtureRequest, cache: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Real GLUE files, or generated ones."""
+    from lightning_glue import sample
+
+    return request.config.real_glue or sample.generate(tmp_path_factory.mktemp("glue") / "sample")
+
+
+@pytest.fixture(scope="session")
+def bpe_dir(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """RoBERTa's real BPE files, or a small byte-level BPE of the same format."""
+    return request.config.real_bpe or write_small_bpe(tmp_path_factory.mktemp("bpe"))
+
+
+def write_small_bpe(folder: Path) -> Path:
+    """encoder.json, vocab.bpe and dict.txt with the 256 bytes and the most frequent English letter pairs."""
+    from fairseq.data.encoders.gpt2_bpe_utils import bytes_to_unicode
+
+    symbols = list(bytes_to_unicode().values())
+    pairs = ["Ġ t", "h e", "Ġt he", "i n", "r e", "o n", "Ġ a", "e r", "n d", "Ġ s", "a t", "Ġ w", "e s", "Ġ o", "o u"]
+    symbols += [pair.replace(" ", "") for pair in pairs]
+    (folder / "encoder.json").write_text(json.dumps({symbol: i for i, symbol in enumerate(symbols)}))
+    (folder / "vocab.bpe").write_text("#version: 0.2\n" + "".join(f"{pair}\n" for pair in pairs), encoding="utf-8")
+    # Like the real dict.txt, not in the order of the ids, and one id short: that one becomes <unk>.
+    (folder / "dict.txt").write_text("".join(f"{i} {1000 - i}\n" for i in range(len(symbols) - 2, -1, -1)))
+    return folder
+
+
+def run(
+    *command: str, cwd: Path, check: bool = True, timeout: float = 300, **environment: str
+) -> subprocess.CompletedProcess[str]:
+    """Run ``python -m lightning_glue.<command>`` in ``cwd`` with a clean environment; show its output on failure."""
+    result = subprocess.run(
+        [sys.executable, "-m", *command],
+        cwd=cwd,
+        env={**os.environ, "PYTHONPATH": str(ROOT), **environment},
+        capture_output=True,
+        text=True,
+        timeout=timeout,
+    )
+    if check and result.returncode != 0:
+        pytest.fail(f"{' '.join(command)} exited with {result.returncode}\n{result.stdout}\n{result.stderr}")
+    return result

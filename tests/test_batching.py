@@ -1,0 +1,76 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from lightning_glue.batching import EvalSampler, TrainSampler, train_batches
+from lightning_glue.errors import UserError
+
+lengths_of = st.lists(st.integers(1, 60), min_size=1, max_size=120).map(np.array)
+
+
+@given(lengths_of, st.integers(1, 17), st.integers(0, 5), st.sampled_from([1, 4]))
+@settings(max_examples=150, deadline=None)
+def test_an_epoch_has_every_row_once_in_batches_of_the_recipe(
+    lengths: np.ndarray, size: int, epoch: int, pool: int
+) -> None:
+    batches = train_batches(lengths, size, 1, epoch, pool)
+    assert sorted(np.concatenate(batches)) == list(range(len(lengths)))
+    assert sum(len(batch) != size for batch in batches) <= 1
+    assert len(batches) == -(-len(lengths) // size)
+
+
+@given(lengths_of, st.integers(1, 4), st.integers(1, 3), st.integers(0, 3))
+@settings(max_examples=150, deadline=None)
+def test_processes_share_every_batch_without_loss(lengths: np.ndarray, world: int, accumulate: int, epoch: int) -> None:
+    size = world * accumulate * 2
+    samplers = [
+        TrainSampler(lengths, size, rank=rank, world=world, accumulate=accumulate, pool=4) for rank in range(world)
+    ]
+    for sampler in samplers:
+        sampler.set_epoch(epoch)
+    streams = [list(sampler) for sampler in samplers]
+    assert {len(stream) for stream in streams} == {len(samplers[0])}
+    whole = train_batches(lengths, size, 1, epoch, 4)
+    for update, batch in enumerate(whole):
+        steps = range(update * accumulate, (update + 1) * accumulate)
+        parts = [stream[step] for stream in streams for step in steps]
+        weighted = [row for part in parts if part.scale for row in part.indices]
+        assert sorted(weighted) == sorted(batch)
+        # averaged over processes and micro-batches, each row weighs 1 / len(batch)
+        assert all(part.scale in (0.0, pytest.approx(len(parts) / len(batch))) for part in parts)
+        assert all(len(part.indices) for part in parts)
+
+
+@given(lengths_of, st.integers(60, 500), st.integers(1, 4))
+@settings(max_examples=150, deadline=None)
+def test_evaluation_batches_do_not_depend_on_the_processes(lengths: np.ndarray, budget: int, world: int) -> None:
+    alone = [batch.indices.tolist() for batch in EvalSampler(lengths, budget)]
+    shared = [list(EvalSampler(lengths, budget, rank=rank, world=world)) for rank in range(world)]
+    dealt = [batch.indices.tolist() for stream in shared for batch in stream]
+    assert sorted(dealt) == sorted(alone)
+    assert sorted(row for batch in alone for row in batch) == list(range(len(lengths)))
+    assert all(lengths[batch].max() * len(batch) <= budget for batch in alone)
+
+
+def test_epochs_differ_and_repeat_exactly() -> None:
+    lengths = np.arange(1, 101)
+    first, again, next_epoch = (train_batches(lengths, 8, 1, epoch, 4) for epoch in (0, 0, 1))
+    assert [b.tolist() for b in first] == [b.tolist() for b in again]
+    assert [b.tolist() for b in first] != [b.tolist() for b in next_epoch]
+
+
+def test_pooling_saves_padding() -> None:
+    lengths = np.random.default_rng(0).integers(5, 200, 4000)
+    padded = {
+        pool: sum(lengths[batch].max() * len(batch) for batch in train_batches(lengths, 16, 1, 0, pool))
+        for pool in (1, 32)
+    }
+    assert padded[32] < 1.15 * lengths.sum() < padded[1]
+
+
+def test_a_batch_smaller_than_its_parts_is_refused() -> None:
+    with pytest.raises(UserError, match=r"data\.batch_size=4 .* 4 processes x trainer\.accumulate=2"):
+        TrainSampler(np.ones(10, dtype=int), 4, world=4, accumulate=2)
