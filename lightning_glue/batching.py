@@ -55,6 +55,15 @@ def split_batch(batch: np.ndarray, lengths: np.ndarray, parts: int) -> list[Micr
     return [MicroBatch(indices, scale) if len(indices) else MicroBatch(ordered[-1:], 0.0) for indices in dealt]
 
 
+def check_batch_size(batch_size: int, world: int, accumulate: int) -> None:
+    """Raise UserError where a batch has fewer examples than the micro-batches it is dealt to."""
+    if batch_size < world * accumulate:
+        raise UserError(
+            f"data.batch_size={batch_size} examples a step cannot be shared by {world} processes x "
+            f"trainer.accumulate={accumulate}; raise the batch size to at least {world * accumulate}"
+        )
+
+
 class TrainSampler(Sampler[MicroBatch]):
     """Micro-batches of one process, epoch after epoch (Lightning calls :meth:`set_epoch`)."""
 
@@ -69,11 +78,7 @@ class TrainSampler(Sampler[MicroBatch]):
         accumulate: int = 1,
         pool: int = 1,
     ) -> None:
-        if batch_size < world * accumulate:
-            raise UserError(
-                f"data.batch_size={batch_size} examples a step cannot be shared by {world} processes x "
-                f"trainer.accumulate={accumulate}; raise the batch size to at least {world * accumulate}"
-            )
+        check_batch_size(batch_size, world, accumulate)
         self.lengths, self.batch_size, self.seed, self.pool = lengths, batch_size, seed, pool
         self.rank, self.world, self.accumulate = rank, world, accumulate
         self.epoch = 0
@@ -99,7 +104,8 @@ class EvalSampler(Sampler[MicroBatch]):
     """Every row exactly once, longest first, in batches that do not depend on the number of processes.
 
     Process r takes batches r, r + world, ...: a row meets the same neighbours, hence the same padding and the same
-    logits, however many processes share the work.
+    logits, however many processes share the work. A process left without a batch, possible on a small split, gets one
+    row with scale 0, which does not count: Lightning wants every process in every evaluation.
     """
 
     def __init__(self, lengths: np.ndarray, max_tokens: int, *, rank: int = 0, world: int = 1) -> None:
@@ -110,10 +116,11 @@ class EvalSampler(Sampler[MicroBatch]):
             count = max(1, max_tokens // int(lengths[order[start]]))
             self.batches.append(order[start : start + count])
             start += count
-        self.mine = self.batches[rank::world]
+        self.mine = [MicroBatch(indices, 1.0 / len(indices)) for indices in self.batches[rank::world]]
+        self.mine = self.mine or [MicroBatch(order[-1:], 0.0)]
 
     def __len__(self) -> int:
         return len(self.mine)
 
     def __iter__(self) -> Iterator[MicroBatch]:
-        return (MicroBatch(indices, 1.0 / len(indices)) for indices in self.mine)
+        return iter(self.mine)

@@ -80,7 +80,7 @@ class TrackingConfig:
     experiment: str | None
     run_name: str | None
     checkpoints: bool
-    system_metrics: bool
+    system_metrics_seconds: float | None
 
 
 @dataclass
@@ -126,6 +126,7 @@ _AT_LEAST = {
     "optimizer.weight_decay": 0,
     "optimizer.warmup_ratio": 0,
     "trainer.gradient_clip_val": 0,
+    "tracking.system_metrics_seconds": 0.1,
     "model.dropout": 0,
     "model.attention_dropout": 0,
     "model.pooler_dropout": 0,

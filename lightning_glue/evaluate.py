@@ -66,6 +66,7 @@ def evaluate(config: Config, fine_tuned: FineTuned, data: GlueDataModule) -> dic
 
     from lightning_glue.hardware import resolve_devices, resolve_precision, resolve_strategy
     from lightning_glue.module import GlueModule
+    from lightning_glue.monitor import dev_metrics
 
     devices = resolve_devices(config.trainer)
     trainer = pl.Trainer(
@@ -81,7 +82,8 @@ def evaluate(config: Config, fine_tuned: FineTuned, data: GlueDataModule) -> dic
         enable_progress_bar=False,
     )
     module = GlueModule(fine_tuned.model, data.task, config.optimizer, config.lr, {})
-    return trainer.validate(module, data, verbose=False)[0]
+    trainer.validate(module, data, verbose=False)
+    return dev_metrics(trainer, module)
 
 
 def main() -> None:

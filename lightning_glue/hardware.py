@@ -56,7 +56,7 @@ def resolve_strategy(devices: Devices) -> Strategy:
     if devices.world == 1:
         return SingleDeviceStrategy("cuda:0" if devices.accelerator == "cuda" else "cpu")
     backend = "nccl" if devices.accelerator == "cuda" else "gloo"
-    return DDPStrategy(process_group_backend=backend, broadcast_buffers=False, gradient_as_bucket_view=True)
+    return DDPStrategy(process_group_backend=backend, forward_sync_buffers=False, gradient_as_bucket_view=True)
 
 
 def resolve_precision(config: TrainerConfig, accelerator: str) -> str:

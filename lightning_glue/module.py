@@ -54,7 +54,8 @@ class GlueModule(pl.LightningModule):
             collector.start()
 
     def validation_step(self, batch: Batch, _: int, dataloader_idx: int = 0) -> None:
-        self.dev_outputs[dataloader_idx].update(batch["ids"], self(batch["tokens"]), batch["targets"])
+        if batch["scale"]:
+            self.dev_outputs[dataloader_idx].update(batch["ids"], self(batch["tokens"]), batch["targets"])
 
     def on_validation_epoch_end(self) -> None:
         for split, collector in zip(self.task.dev, self.dev_outputs):
@@ -62,7 +63,8 @@ class GlueModule(pl.LightningModule):
             self.evaluations[split.name] = Evaluation(outputs, targets)
             values = metrics.compute(self.task, outputs, targets)
             values["loss"] = float(task_loss(outputs.double(), targets).double().mean())
-            self.log_dict({f"{split.name}/{name}": value for name, value in values.items()}, add_dataloader_idx=False)
+            named = {f"{split.name}/{name}": value for name, value in values.items()}
+            self.log_dict(named, logger=False, add_dataloader_idx=False)  # TrainingMonitor logs them, with their step
 
     def configure_optimizers(self) -> dict[str, Any]:
         total = int(self.trainer.estimated_stepping_batches)

@@ -13,8 +13,14 @@ from lightning_glue.data import Batch
 from lightning_glue.module import Evaluation, GlueModule
 
 
+def dev_metrics(trainer: pl.Trainer, module: GlueModule) -> dict[str, float]:
+    """The last evaluation's metrics, for example ``dev/accuracy``."""
+    names = {split.name for split in module.task.dev}
+    return {name: float(value) for name, value in trainer.callback_metrics.items() if name.split("/")[0] in names}
+
+
 class TrainingMonitor(pl.Callback):
-    """Logs ``train/*`` every ``every`` optimizer steps.
+    """Logs ``train/*`` every ``every`` optimizer steps, and the dev metrics at the step they were measured.
 
     Loss, examples/s, real tokens/s and padding ratio are of all processes and of the whole window since the last
     point; the gradient norm and the learning rate are those of its last step.
@@ -49,6 +55,10 @@ class TrainingMonitor(pl.Callback):
         if stepped and trainer.global_step % self.every == 0:
             self._log(trainer, pl_module)
 
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: GlueModule) -> None:
+        for logger in trainer.loggers:
+            logger.log_metrics(dev_metrics(trainer, pl_module), step=trainer.global_step)
+
     def _log(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         window = trainer.strategy.reduce(self.window, reduce_op="sum")
         seconds = time.perf_counter() - self.since
@@ -73,9 +83,8 @@ class EvaluationLine(pl.Callback):
     def __init__(self) -> None:
         self.start = time.perf_counter()
 
-    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        dev = {k: float(v) for k, v in trainer.callback_metrics.items() if k.startswith("dev")}
-        values = "  ".join(f"{name} {value:.4f}" for name, value in dev.items())
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: GlueModule) -> None:
+        values = "  ".join(f"{name} {value:.4f}" for name, value in dev_metrics(trainer, pl_module).items())
         elapsed = time.strftime("%H:%M:%S", time.gmtime(time.perf_counter() - self.start))
         done = trainer.global_step * trainer.accumulate_grad_batches / trainer.num_training_batches
         rank_zero_only(print)(
@@ -93,8 +102,6 @@ class BestEvaluation(pl.Callback):
         self.step = 0
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: GlueModule) -> None:
-        value = float(trainer.callback_metrics[self.metric])
-        if not self.values or value > self.values[self.metric]:
-            dev = {split.name for split in pl_module.task.dev}
-            self.values = {k: float(v) for k, v in trainer.callback_metrics.items() if k.split("/")[0] in dev}
-            self.evaluations, self.step = dict(pl_module.evaluations), trainer.global_step
+        values = dev_metrics(trainer, pl_module)
+        if not self.values or values[self.metric] > self.values[self.metric]:
+            self.values, self.evaluations, self.step = values, dict(pl_module.evaluations), trainer.global_step

@@ -62,8 +62,11 @@ class MLflowTracker(Logger):
         return self._client
 
     @rank_zero_only
-    def start(self, params: Mapping[str, Any], tags: Mapping[str, str], system_metrics: bool) -> None:
+    def start(self, params: Mapping[str, Any], tags: Mapping[str, str], system_metrics: float | None) -> None:
         """Create the run.
+
+        Args:
+            system_metrics: seconds between two samples of the machine's use; None: no samples.
 
         Raises:
             UserError: the tracking server or database cannot be used.
@@ -74,9 +77,8 @@ class MLflowTracker(Logger):
         from mlflow.entities import Param
         from mlflow.exceptions import MlflowException
 
-        self._client = mlflow.MlflowClient(tracking_uri=self.uri)
-        self.uri = self._client.tracking_uri
         try:
+            self._client = mlflow.MlflowClient(tracking_uri=self.uri)
             experiment = self._client.get_experiment_by_name(self._experiment)
             experiment_id = experiment.experiment_id if experiment else self._client.create_experiment(self._experiment)
             run = self._client.create_run(experiment_id, run_name=self._run_name, tags=dict(tags))
@@ -87,15 +89,14 @@ class MLflowTracker(Logger):
                 self._client.log_batch(self.run_id, params=stored[i : i + 100])
         except (MlflowException, OSError) as error:
             reason = str(error).splitlines()[0][:300]
+            self.uri = self.uri or mlflow.get_tracking_uri()
             raise UserError(f"MLflow at {self.uri} cannot be used: {reason}; see tracking.uri") from None
+        self.uri = self._client.tracking_uri
         if system_metrics:
-            self._start_system_metrics()
+            from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
 
-    def _start_system_metrics(self) -> None:
-        from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
-
-        self._monitor = SystemMetricsMonitor(self.run_id, tracking_uri=self.uri)
-        self._monitor.start()
+            self._monitor = SystemMetricsMonitor(self.run_id, system_metrics, tracking_uri=self.uri)
+            self._monitor.start()
 
     @rank_zero_only
     def log_inputs(self, task: str, splits: Mapping[str, SplitInfo]) -> None:

@@ -117,6 +117,7 @@ def make_trainer(config: Config, callbacks: list[pl.Callback], tracker: MLflowTr
         val_check_interval=int(interval) if interval > 1 else interval,
         use_distributed_sampler=False,  # batching.py shares the examples out
         num_sanity_val_steps=0,
+        log_every_n_steps=1,  # TrainingMonitor keeps its own interval
         callbacks=callbacks,
         logger=tracker,
         enable_progress_bar=sys.stdout.isatty(),
@@ -294,10 +295,12 @@ def train(config: Config) -> None:
     import pytorch_lightning as pl
 
     from lightning_glue import environment, hardware
+    from lightning_glue.batching import check_batch_size
     from lightning_glue.tracking import MLflowTracker, run_tags
 
     quiet()
-    hardware.resolve_devices(config.trainer)  # a mistake in --gpus shows before anything is made
+    devices = hardware.resolve_devices(config.trainer)  # mistakes show before anything is made
+    check_batch_size(config.data.batch_size, devices.world, config.trainer.accumulate)
     pl.seed_everything(config.seed, workers=True, verbose=False)
     module, data, start = build(config)
     leader = not configuration.is_distributed_child()
@@ -305,7 +308,7 @@ def train(config: Config) -> None:
         announce(config, data)
     task = module.task
     tracker = MLflowTracker(config.tracking.uri, config.tracking.experiment or task.experiment, config.run_name)
-    tracker.start(configuration.flatten(config), run_tags() if leader else {}, config.tracking.system_metrics)
+    tracker.start(configuration.flatten(config), run_tags() if leader else {}, config.tracking.system_metrics_seconds)
     with run_status(tracker), ExitStack() as stack:
         checkpoints = None
         if leader:

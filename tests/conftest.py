@@ -70,7 +70,7 @@ def write_small_bpe(folder: Path) -> Path:
 
 
 def run(
-    *command: str, cwd: Path, check: bool = True, timeout: float = 300, **environment: str
+    *command: str, cwd: Path, check: bool = True, timeout: float = 120, **environment: str
 ) -> subprocess.CompletedProcess[str]:
     """Run ``python -m lightning_glue.<command>`` in ``cwd`` with a clean environment; show its output on failure."""
     result = subprocess.run(

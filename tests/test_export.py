@@ -1,0 +1,158 @@
+"""The exported directory in unmodified fairseq: the tutorial's snippet in a process without our package."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import pytorch_lightning as pl
+import torch
+
+from lightning_glue import config, metrics, predict, preprocess, pretrained, sources
+from lightning_glue.checkpoint import load_fine_tuned
+from lightning_glue.data import TokenizedSplit, load_split
+from lightning_glue.export import export, fairseq_labels
+from lightning_glue.model import HEAD, build_model, logits
+from lightning_glue.pretrained import Pretrained
+from lightning_glue.tasks import TASKS, Task
+
+# https://github.com/facebookresearch/fairseq/blob/main/examples/roberta/README.glue.md, without .cuda(); it also
+# prints each prediction, and reads fields as the preprocessing does (stripped).
+SNIPPET = """
+import json, sys
+from fairseq.models.roberta import RobertaModel
+
+roberta = RobertaModel.from_pretrained(
+    'checkpoints/',
+    checkpoint_file='checkpoint_best.pt',
+    data_name_or_path=sys.argv[1]
+)
+
+label_fn = lambda label: roberta.task.label_dictionary.string(
+    [label + roberta.task.label_dictionary.nspecial]
+)
+ncorrect, nsamples = 0, 0
+predictions = []
+roberta.eval()
+with open('glue_data/RTE/dev.tsv', encoding='utf-8') as fin:
+    fin.readline()
+    for index, line in enumerate(fin):
+        tokens = line.strip().split('\\t')
+        sent1, sent2, target = tokens[1], tokens[2], tokens[3]
+        tokens = roberta.encode(sent1, sent2)
+        prediction = roberta.predict('sentence_classification_head', tokens).argmax().item()
+        prediction_label = label_fn(prediction)
+        ncorrect += int(prediction_label == target)
+        nsamples += 1
+        predictions.append(prediction_label)
+assert 'lightning_glue' not in sys.modules
+print(json.dumps({'accuracy': float(ncorrect)/float(nsamples), 'predictions': predictions}))
+"""
+
+
+def undecided(start: Pretrained, task: Task, dev: TokenizedSplit) -> torch.nn.Module:
+    """A random model whose bias splits the dev set in half: every prediction depends on its very tokens."""
+    pl.seed_everything(0, verbose=False)
+    model = build_model(start, task.num_outputs, {}).eval()
+    difference = predict.predict(model, dev, 8192).diff(dim=-1).flatten().sort().values
+    middle = difference[len(dev) // 2 - 1 : len(dev) // 2 + 1].mean()
+    model.classification_heads[HEAD].out_proj.bias.data[0] += middle
+    return model
+
+
+@pytest.fixture(scope="module")
+def rte(cache: Path, glue_dir: Path, bpe_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple:
+    """Our accuracy and predictions on RTE dev, and a folder laid out as the tutorial's."""
+    task = TASKS["RTE"]
+    architecture = config.compose(model="tiny").model.architecture
+    start = pretrained.load_pretrained("random", "gpt2", str(bpe_dir), architecture)
+    prepared = preprocess.prepare(task, glue_dir, start.tokenizer, cache)
+    dev = load_split(task, task.dev[0], prepared.directory, 512)
+    model = undecided(start, task, dev)
+    folder = tmp_path_factory.mktemp("tutorial")
+    export(model, task, start.tokenizer, preprocess.read_label_symbols(prepared.directory), 30, folder / "checkpoints")
+    (folder / "RTE-bin").symlink_to(prepared.directory)
+    (folder / "glue_data").symlink_to(glue_dir)
+    outputs = predict.predict(model, dev, 8192)
+    accuracy = metrics.compute(task, outputs, torch.tensor(dev.targets))["accuracy"]
+    return folder, accuracy, [task.labels[i] for i in outputs.argmax(-1).tolist()], outputs
+
+
+@pytest.mark.parametrize("data", ["RTE-bin", "."])
+def test_the_tutorials_snippet_gives_our_accuracy(rte: tuple, data: str) -> None:
+    folder, accuracy, predictions, _ = rte
+    environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
+    result = subprocess.run(
+        [sys.executable, "-c", SNIPPET, data], cwd=folder, env=environment, capture_output=True, text=True, timeout=300
+    )
+    assert result.returncode == 0, result.stderr
+    theirs = json.loads(result.stdout.splitlines()[-1])
+    assert 0.4 < predictions.count("entailment") / len(predictions) < 0.6  # not constant, so the match means something
+    assert theirs["predictions"] == predictions
+    assert theirs["accuracy"] == pytest.approx(accuracy, abs=1e-6)
+
+
+def test_it_loads_again_with_the_labels_in_our_order(rte: tuple, cache: Path, glue_dir: Path) -> None:
+    folder, _, _, outputs = rte
+    again = load_fine_tuned(str(folder / "checkpoints"), None)
+    prepared = preprocess.prepare(TASKS["RTE"], glue_dir, again.tokenizer, cache)
+    dev = load_split(TASKS["RTE"], TASKS["RTE"].dev[0], prepared.directory, 512)
+    torch.testing.assert_close(predict.predict(again.model, dev, 8192), outputs)
+
+
+def test_the_directory_can_be_moved(rte: tuple, tmp_path: Path) -> None:
+    folder, _, predictions, _ = rte
+    (folder / "checkpoints").rename(tmp_path / "checkpoints")
+    try:
+        for name in ("RTE-bin", "glue_data"):
+            (tmp_path / name).symlink_to((folder / name).resolve())
+        result = subprocess.run(
+            [sys.executable, "-c", SNIPPET, "."], cwd=tmp_path, capture_output=True, text=True, timeout=300
+        )
+        assert result.returncode == 0, result.stderr
+        assert json.loads(result.stdout.splitlines()[-1])["predictions"] == predictions
+    finally:
+        (tmp_path / "checkpoints").rename(folder / "checkpoints")
+
+
+def test_regression_exports_and_loads_in_fairseq(cache: Path, bpe_dir: Path, tmp_path: Path) -> None:
+    task = TASKS["STS-B"]
+    architecture = config.compose(model="tiny").model.architecture
+    start = pretrained.load_pretrained("random", "gpt2", str(bpe_dir), architecture)
+    model = build_model(start, 1, {}).eval()
+    export(model, task, start.tokenizer, [], 0, tmp_path)
+    from fairseq.models.roberta import RobertaModel
+
+    roberta = RobertaModel.from_pretrained(str(tmp_path), "checkpoint_best.pt", ".").eval()
+    tokens = roberta.encode("One text.", "Another text.")
+    theirs = roberta.predict("sentence_classification_head", tokens, return_logits=True)
+    torch.testing.assert_close(theirs, logits(model, tokens[None]))
+    assert load_fine_tuned(str(tmp_path), None).task is task
+
+
+def test_labels_unseen_in_training_come_last() -> None:
+    assert fairseq_labels(TASKS["MNLI"], ["entailment"]) == ["entailment", "contradiction", "neutral"]
+
+
+def test_predictions_are_leaderboard_files(cache: Path, bpe_dir: Path, tmp_path: Path) -> None:
+    architecture = config.compose(model="tiny").model.architecture
+    start = pretrained.load_pretrained("random", "gpt2", str(bpe_dir), architecture)
+    for name, files in {"MNLI": ["MNLI-m.tsv", "MNLI-mm.tsv"], "AX": ["AX.tsv"], "STS-B": ["STS-B.tsv"]}.items():
+        task = TASKS[name]
+        prepared = preprocess.prepare(task, sources.glue_directory(task, "sample", None), start.tokenizer, cache)
+        model = build_model(start, task.num_outputs, {}).eval()
+        written = predict.write_submissions(model, task, prepared, tmp_path, eval_tokens=2048, max_tokens=512)
+        assert [path.name for path in written] == files
+        for path, split in zip(written, task.test):
+            header, *lines = path.read_text().splitlines()
+            assert header == "index\tprediction"
+            assert [line.split("\t")[0] for line in lines] == [str(i) for i in range(prepared.splits[split.name].rows)]
+            values = {line.split("\t")[1] for line in lines}
+            if task.is_regression:
+                assert all(0 <= float(value) <= 5 and len(value.split(".")[1]) == 3 for value in values)
+            else:
+                assert values <= set(task.labels)
