@@ -6,7 +6,17 @@ GPUS ?=
 PROCS ?=
 EXPERIMENT ?=
 INIT_FROM ?=
+RESUME ?=
+TRIALS ?=
+WORKERS ?=
+STUDY ?=
+STORAGE ?=
+DB ?=
+ARTIFACTS ?=
+HOSTS ?=
 ARGS ?=
+
+BENCHMARKS ?= forward train paired tracking tune preprocess startup scaling
 
 PYTHON ?= $(firstword $(foreach p,python3.12 python3.11 python3,$(shell $(p) -c 'import sys; print("$(p)" if (3,11) <= sys.version_info[:2] < (3,13) else "")' 2>/dev/null)))
 BIN := .venv/bin
@@ -14,11 +24,11 @@ INSTALLED := .venv/.installed
 FLAGS = $(if $(TASK),--task $(TASK)) $(if $(MODEL),--model $(MODEL)) $(if $(DATA),--data $(DATA)) $(if $(GPUS),--gpus $(GPUS)) $(if $(PROCS),--procs $(PROCS))
 
 .DEFAULT_GOAL := help
-.PHONY: help install train evaluate preprocess ui test lint clean
+.PHONY: help install train tune dashboard evaluate preprocess sync bench bench-gpu report register server ui test picture lint clean
 
 help: ## list the targets
-	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 20
-	@echo; echo '  TASK MODEL DATA GPUS PROCS EXPERIMENT INIT_FROM GLUE_DIR ROBERTA_BPE_DIR ARGS="key=value ..."'
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 26
+	@echo; echo '  TASK MODEL DATA GPUS PROCS EXPERIMENT INIT_FROM RESUME GLUE_DIR ROBERTA_BPE_DIR ARGS="key=value ..."'
 
 install: $(INSTALLED) ## make .venv and install everything (the other targets do it when needed)
 
@@ -30,7 +40,14 @@ $(INSTALLED): pyproject.toml requirements-no-deps.txt
 	@touch $@
 
 train: $(INSTALLED) ## fine-tune on TASK (none: a one-minute demo), track in MLflow
-	@$(BIN)/python -m lightning_glue.train $(FLAGS) $(if $(EXPERIMENT),--experiment $(EXPERIMENT)) $(if $(INIT_FROM),--init-from $(INIT_FROM)) $(ARGS)
+	@$(BIN)/python -m lightning_glue.train $(FLAGS) $(if $(EXPERIMENT),--experiment $(EXPERIMENT)) $(if $(INIT_FROM),--init-from $(INIT_FROM)) $(if $(RESUME),--resume $(RESUME)) $(ARGS)
+
+tune: $(INSTALLED) ## search TASK's hyperparameters with Optuna: TRIALS WORKERS STUDY STORAGE; again: goes on
+	@$(BIN)/python -m lightning_glue.tune $(FLAGS) $(if $(EXPERIMENT),--experiment $(EXPERIMENT)) $(if $(TRIALS),--trials $(TRIALS)) $(if $(WORKERS),--workers $(WORKERS)) $(if $(STUDY),--study $(STUDY)) $(if $(STORAGE),--storage $(STORAGE)) $(ARGS)
+
+dashboard: $(INSTALLED) ## look at the studies in optuna-dashboard
+	@$(BIN)/python -m pip install -q -e '.[dashboard]'
+	@$(BIN)/optuna-dashboard $(or $(STORAGE),sqlite:///optuna.db)
 
 evaluate: $(INSTALLED) ## score RUN=<run id or directory> on the dev splits; PREDICT=<dir> writes test predictions
 	@$(BIN)/python -m lightning_glue.evaluate $(RUN) $(if $(TASK),--task $(TASK)) $(if $(DATA),--data $(DATA)) $(if $(GPUS),--gpus $(GPUS)) $(if $(PROCS),--procs $(PROCS)) $(if $(PREDICT),--predict $(PREDICT)) $(ARGS)
@@ -38,11 +55,34 @@ evaluate: $(INSTALLED) ## score RUN=<run id or directory> on the dev splits; PRE
 preprocess: $(INSTALLED) ## write TASK in fairseq's binary layout, as preprocess_GLUE_tasks.sh does
 	@$(BIN)/python -m lightning_glue.preprocess --task $(or $(TASK),ALL) $(if $(DATA),--data $(DATA)) $(ARGS)
 
+sync: $(INSTALLED) ## deliver to the tracking server what trainings could not; RUN=<id> only that run
+	@$(BIN)/python -m lightning_glue.sync $(RUN)
+
+bench: $(INSTALLED) ## measure on the CPU beside fairseq and Hugging Face's Trainer (an hour on a quiet machine)
+	@$(BIN)/python -m pip install -q -e '.[bench]'
+	@for name in $(BENCHMARKS); do echo "== $$name"; $(BIN)/python benchmarks/$$name.py || exit; done
+
+bench-gpu: $(INSTALLED) ## measure on a GPU beside fairseq in fp16: speed, MFU, kernels, memory
+	@$(BIN)/python benchmarks/gpu.py $(ARGS)
+
+report: $(INSTALLED) ## table of the runs over their seeds, of TASK or of all; ARGS="--out DIR" writes Markdown and HTML
+	@$(BIN)/python -m lightning_glue.report $(if $(TASK),--task $(TASK)) $(ARGS)
+
+register: $(INSTALLED) ## register the best model of RUN=<run id>; the best of its task is champion
+	@$(BIN)/python -m lightning_glue.registry $(RUN)
+
+server: $(INSTALLED) ## serve the runs on 127.0.0.1:5000; DB=postgresql://... ARTIFACTS=s3://... HOSTS=names: for a team
+	@$(if $(DB),$(BIN)/python -m pip install -q -e '.[server]')
+	@$(if $(DB),MLFLOW_BACKEND_STORE_URI='$(DB)') $(BIN)/python -m lightning_glue.server $(if $(DB),--host 0.0.0.0) $(if $(ARTIFACTS),--artifacts $(ARTIFACTS)) $(if $(HOSTS),--allowed-hosts $(HOSTS)) $(ARGS)
+
 ui: $(INSTALLED) ## browse and compare runs (plain `mlflow ui`)
 	@$(BIN)/mlflow ui
 
 test: $(INSTALLED) ## run the tests; GLUE_DIR and ROBERTA_BPE_DIR let them use real files
 	@$(BIN)/python -m pytest $(ARGS)
+
+picture: $(INSTALLED) ## take the README's picture again, of the runs of SST-2 here
+	@$(BIN)/python tests/browser.py . glue-sst-2 docs/compare.png
 
 lint: $(INSTALLED) ## check style
 	@$(BIN)/ruff check . && $(BIN)/ruff format --check .

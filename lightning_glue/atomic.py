@@ -22,6 +22,14 @@ def cannot_write(path: Path, error: OSError) -> str:
     return f"cannot write {path}: {error.strerror}; free space or get rights there, or set LIGHTNING_GLUE_CACHE"
 
 
+def make_folder(folder: Path, option: str) -> None:
+    """Make the folder a user named with ``option``; raises :class:`UserError` where none can be."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"{option} {folder} cannot be made: {error.strerror}; choose another folder") from None
+
+
 def sync(path: Path) -> None:
     """Bring a file or the names in a folder to the disk."""
     handle = os.open(path, os.O_RDONLY)

@@ -65,7 +65,11 @@ def check_batch_size(batch_size: int, world: int, accumulate: int) -> None:
 
 
 class TrainSampler(Sampler[MicroBatch]):
-    """Micro-batches of one process, epoch after epoch (Lightning calls :meth:`set_epoch`)."""
+    """Micro-batches of one process, epoch after epoch (Lightning calls :meth:`set_epoch`).
+
+    Args:
+        start: epoch and micro-batches done in it, where training is resumed: these are left out.
+    """
 
     def __init__(
         self,
@@ -77,11 +81,12 @@ class TrainSampler(Sampler[MicroBatch]):
         world: int = 1,
         accumulate: int = 1,
         pool: int = 1,
+        start: tuple[int, int] = (0, 0),
     ) -> None:
         check_batch_size(batch_size, world, accumulate)
         self.lengths, self.batch_size, self.seed, self.pool = lengths, batch_size, seed, pool
         self.rank, self.world, self.accumulate = rank, world, accumulate
-        self.epoch = 0
+        self.epoch, self.start = 0, start
 
     def set_epoch(self, epoch: int) -> None:
         self.epoch = epoch
@@ -95,7 +100,8 @@ class TrainSampler(Sampler[MicroBatch]):
         return self.updates * self.accumulate
 
     def __iter__(self) -> Iterator[MicroBatch]:
-        for batch in train_batches(self.lengths, self.batch_size, self.seed, self.epoch, self.pool):
+        done = self.start[1] // self.accumulate if self.epoch == self.start[0] else 0
+        for batch in train_batches(self.lengths, self.batch_size, self.seed, self.epoch, self.pool)[done:]:
             parts = split_batch(batch, self.lengths, self.world * self.accumulate)
             yield from parts[self.rank :: self.world]
 

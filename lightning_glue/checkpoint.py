@@ -13,6 +13,7 @@ from lightning_glue import tokenizer
 from lightning_glue.errors import UserError
 from lightning_glue.model import HEAD, RobertaModel, build_model
 from lightning_glue.pretrained import Pretrained, fairseq_args, file_sha256, safe_load
+from lightning_glue.store import connect, reason
 from lightning_glue.tasks import Task, get_task
 from lightning_glue.tokenizer import Tokenizer
 
@@ -48,18 +49,16 @@ def locate(reference: str, uri: str | None) -> Path:
 
 
 def _download_export(run_id: str, uri: str | None) -> Path:
-    import mlflow
     from mlflow.exceptions import MlflowException
 
     try:
-        return Path(mlflow.artifacts.download_artifacts(run_id=run_id, artifact_path="fairseq", tracking_uri=uri))
+        return Path(connect(uri, retries=2).download_artifacts(run_id, "fairseq"))
     except (MlflowException, OSError) as error:
-        raise UserError(f"run {run_id}: no fairseq directory to be had ({str(error).splitlines()[0][:200]})") from None
+        raise UserError(f"run {run_id}: no fairseq directory to be had ({reason(error)})") from None
 
 
-def model_state(reference: str, uri: str | None) -> dict[str, torch.Tensor]:
+def model_state(path: Path) -> dict[str, torch.Tensor]:
     """fairseq state dict of a checkpoint: a fairseq ``*.pt``, or a ``*.ckpt`` that training wrote."""
-    path = locate(reference, uri)
     state = safe_load(path)
     if "state_dict" in state:
         return {

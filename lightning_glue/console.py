@@ -2,8 +2,19 @@
 
 from __future__ import annotations
 
+import os
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
+
+
+def program(name: str) -> str:
+    """How to call ``name`` of this Python's environment from here: ``.venv/bin/mlflow`` where it is not activated."""
+    folder = Path(sys.executable).parent
+    if "VIRTUAL_ENV" not in os.environ and folder.is_relative_to(Path.cwd()) and (folder / name).exists():
+        return str(folder.relative_to(Path.cwd()) / name)
+    return name
 
 
 @contextmanager

@@ -121,7 +121,9 @@ def _read_targets(task: Task, directory: Path, name: str) -> np.ndarray:
     ids, _ = indexed.read(directory / "label" / name)
     targets = ours[ids.reshape(-1, 2)[:, 0]]
     if (targets < 0).any():
-        raise UserError(f"{directory / 'label' / name}: row {int((targets < 0).argmax())} has a label unknown in train")
+        row, names = int((targets < 0).argmax()) + 1, fairseq_names(task)
+        file = next(split.file_name for split in task.splits if names[split.name] == name)
+        raise UserError(f"{task.directory}/{file}: row {row} has a label that no row of {task.train.file_name} has")
     return targets
 
 
@@ -150,7 +152,7 @@ class GlueDataModule(pl.LightningDataModule):
         prepare: Callable[[], Prepared],
         *,
         batch_size: int,
-        eval_tokens: int = 8192,
+        eval_tokens: int = 2048,
         max_tokens: int = 512,
         accumulate: int = 1,
         pool: int = 1,
@@ -162,6 +164,7 @@ class GlueDataModule(pl.LightningDataModule):
         self.eval_tokens, self.max_tokens = eval_tokens, max_tokens
         self.prepared: Prepared | None = None
         self.splits: dict[str, TokenizedSplit] = {}
+        self.start = (0, 0)  # epoch and batches done in it, where training is resumed
 
     def prepare_data(self) -> None:
         self.prepare()
@@ -185,6 +188,7 @@ class GlueDataModule(pl.LightningDataModule):
             seed=self.seed,
             accumulate=self.accumulate,
             pool=self.pool,
+            start=self.start,
             **self._processes(),
         )
         return DataLoader(train, sampler=sampler, batch_size=None)

@@ -7,6 +7,7 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from lightning_glue.atomic import make_folder
 from lightning_glue.config import Config, compose, quote
 from lightning_glue.errors import UserError, run_main
 from lightning_glue.tasks import Task, get_task
@@ -42,6 +43,7 @@ def evaluated_task(requested: str | None, own: Task) -> Task:
 def make_data(config: Config, task: Task, fine_tuned: FineTuned) -> GlueDataModule:
     from lightning_glue import sources
     from lightning_glue.data import GlueDataModule
+    from lightning_glue.hardware import resolve_eval_tokens
     from lightning_glue.preprocess import prepare
 
     data = config.data
@@ -55,7 +57,7 @@ def make_data(config: Config, task: Task, fine_tuned: FineTuned) -> GlueDataModu
             data.on_bad_row,
         ),
         batch_size=1,
-        eval_tokens=data.eval_tokens,
+        eval_tokens=resolve_eval_tokens(config),
         max_tokens=data.max_tokens,
     )
 
@@ -94,12 +96,16 @@ def main() -> None:
     )
     from lightning_glue.checkpoint import load_fine_tuned
     from lightning_glue.config import is_distributed_child
-    from lightning_glue.hardware import resolve_devices
+    from lightning_glue.hardware import resolve_devices, resolve_eval_tokens
+    from lightning_glue.memory import keep_freed_memory
     from lightning_glue.predict import write_submissions
     from lightning_glue.train import quiet
 
     quiet()
-    resolve_devices(config.trainer)
+    if args.predict:
+        make_folder(args.predict, "--predict")
+    if resolve_devices(config.trainer).accelerator == "cpu":
+        keep_freed_memory()
     fine_tuned = load_fine_tuned(args.checkpoint, config.tracking.uri)
     task = evaluated_task(args.task, fine_tuned.task)
     data = make_data(config, task, fine_tuned)
@@ -110,9 +116,13 @@ def main() -> None:
                 print(f"{name:<24}{value!r}")
     if args.predict and not is_distributed_child():
         data.setup("predict")
-        limits = {"eval_tokens": config.data.eval_tokens, "max_tokens": config.data.max_tokens}
-        for path in write_submissions(fine_tuned.model, task, data.prepared, args.predict, **limits):
+        limits = {"eval_tokens": resolve_eval_tokens(config), "max_tokens": config.data.max_tokens}
+        written = write_submissions(fine_tuned.model, task, data.prepared, args.predict, **limits)
+        for path in written:
             print(f"wrote {os.fspath(path)}")
+        if not written:
+            names = ", ".join(split.file_name for split in task.test)
+            raise UserError(f"{task.name}: nothing to predict, no {names} beside the dev files; nothing was written")
     elif not task.dev and not args.predict:
         raise UserError(f"{task.name} has no labels to score; add --predict DIR to write its predictions")
 

@@ -38,6 +38,16 @@ def compute(task: Task, outputs: Tensor, targets: Tensor) -> dict[str, float]:
     return {name: 0.0 if value != value else value for name, value in values.items()}
 
 
+def majority_value(task: Task, targets: Tensor) -> float:
+    """The selection metric of predicting the most frequent class for every example; 0 for a correlation."""
+    name = task.metrics[0]
+    if task.is_regression:
+        return 0.0
+    constant = torch.zeros(len(targets), task.num_outputs)
+    constant[:, targets.mode().values] = 1.0
+    return compute(task, constant, targets)[name]
+
+
 class SplitOutputs(Metric):
     """Collects a split's outputs from all processes and hands them back once each, in the order of the rows."""
 

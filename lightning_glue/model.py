@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import logging
 from argparse import Namespace
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import nullcontext
 from types import SimpleNamespace
 from typing import Any
 
 import torch
+from torch.overrides import TorchFunctionMode
 
 # Importing fairseq configures the root logger and logs about optional packages; a library's user wants neither.
 _root = logging.getLogger()
@@ -15,16 +18,36 @@ _handlers, _level = list(_root.handlers), _root.level
 logging.disable(logging.INFO)
 from fairseq.data import Dictionary  # noqa: E402
 from fairseq.models.roberta import RobertaModel  # noqa: E402
+from fairseq.modules.transformer_sentence_encoder import init_bert_params  # noqa: E402
 
 logging.disable(logging.NOTSET)
 _root.handlers[:], _root.level = _handlers, _level
 logging.getLogger("fairseq").setLevel(logging.WARNING)
 
+from lightning_glue import unpadded  # noqa: E402
 from lightning_glue.errors import UserError  # noqa: E402
 from lightning_glue.pretrained import Pretrained  # noqa: E402
 from lightning_glue.tokenizer import Tokenizer  # noqa: E402
 
 HEAD = "sentence_classification_head"
+_DRAWING = {"normal_", "uniform_", "xavier_normal_", "xavier_uniform_", "kaiming_uniform_"}
+
+
+class _WithoutDrawing(TorchFunctionMode):
+    """Modules made within keep their weights as they were allocated: a checkpoint fills them, and drawing takes longer
+    than loading it."""
+
+    def __torch_function__(
+        self,
+        function: Callable[..., Any],
+        types: Iterable[type],
+        args: Any = (),
+        kwargs: Mapping[str, Any] | None = None,
+    ) -> Any:
+        kwargs = kwargs or {}
+        if getattr(function, "__name__", "") in _DRAWING:
+            return args[0] if args else kwargs["tensor"]
+        return function(*args, **kwargs)
 
 
 def fairseq_dictionary(tokenizer: Tokenizer) -> Dictionary:
@@ -51,11 +74,16 @@ def build_model(start: Pretrained, num_outputs: int, overrides: dict[str, Any]) 
     """
     args = Namespace(**{"max_positions": 512, **start.args, **overrides})
     args.load_checkpoint_heads = False
+    width, heads = (getattr(args, f"encoder_{name}", None) for name in ("embed_dim", "attention_heads"))
+    if width and heads and width % heads:
+        raise UserError(f"{width} dimensions (encoder_embed_dim) cannot be shared by {heads} encoder_attention_heads")
     dictionary = fairseq_dictionary(start.tokenizer)
     task = SimpleNamespace(source_dictionary=dictionary, max_positions=lambda: args.max_positions)
-    model = RobertaModel.build_model(args, task)
+    with nullcontext() if start.state is None else _WithoutDrawing():
+        model = RobertaModel.build_model(args, task)
     model.register_classification_head(HEAD, num_classes=num_outputs)
     if start.state is not None:
+        model.encoder.lm_head.apply(init_bert_params)  # a checkpoint may lack it
         load_encoder(model, start.state)
     for name, parameter in model.encoder.lm_head.named_parameters():
         if name != "weight":  # tied to the token embeddings
@@ -84,6 +112,13 @@ def load_encoder(model: RobertaModel, state: dict[str, torch.Tensor]) -> None:
 
 def logits(model: RobertaModel, tokens: torch.Tensor) -> torch.Tensor:
     """Head outputs (batch, classes) for right-padded token ids (batch, length)."""
+    if not unpadded.supports(model):
+        return stock_logits(model, tokens)
+    return model.classification_heads[HEAD](unpadded.features(model, tokens)[:, None])
+
+
+def stock_logits(model: RobertaModel, tokens: torch.Tensor) -> torch.Tensor:
+    """The same through fairseq's own forward."""
     return model(tokens, features_only=True, classification_head_name=HEAD)[0]
 
 

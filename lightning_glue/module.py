@@ -70,7 +70,7 @@ class GlueModule(pl.LightningModule):
         total = int(self.trainer.estimated_stepping_batches)
         warmup = round(self.settings.warmup_ratio * total)
         adam = optimizer.FairseqAdamW(
-            optimizer.parameter_groups(self.model, self.settings.weight_decay, self.settings.decay_biases),
+            optimizer.parameter_groups(self.model, self.settings, self.lr),
             lr=self.lr,
             betas=tuple(self.settings.betas),
             eps=self.settings.eps,

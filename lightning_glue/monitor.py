@@ -29,11 +29,28 @@ class TrainingMonitor(pl.Callback):
     def __init__(self, every: int) -> None:
         self.every = every
         self.grad_norm: torch.Tensor | None = None
+        self._resumed: list[Any] | None = None
 
     def _reset(self, device: torch.device) -> None:
         # loss, micro-batches, examples, real tokens, tokens with padding: summed over processes in one call
         self.window = torch.zeros(5, dtype=torch.float64, device=device)
         self.since = time.perf_counter()
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self._reset(pl_module.device)
+        if self._resumed:
+            windows, elapsed = self._resumed
+            same = len(windows) == trainer.world_size
+            mine = windows[trainer.global_rank] if same else windows.sum(0) * trainer.is_global_zero
+            self.window += mine.to(pl_module.device)
+            self.since -= elapsed
+
+    def on_save_checkpoint(self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict) -> None:
+        windows = trainer.strategy.all_gather(self.window).reshape(-1, len(self.window)).cpu()
+        checkpoint["window"] = [windows, time.perf_counter() - self.since]
+
+    def on_load_checkpoint(self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict) -> None:
+        self._resumed = checkpoint["window"]
 
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._reset(pl_module.device)  # evaluation between epochs does not count as training time
@@ -100,6 +117,14 @@ class BestEvaluation(pl.Callback):
         self.values: dict[str, float] = {}
         self.evaluations: dict[str, Evaluation] = {}
         self.step = 0
+
+    def state_dict(self) -> dict[str, Any]:
+        outputs = {split: [e.outputs.cpu(), e.targets.cpu()] for split, e in self.evaluations.items()}
+        return {"values": self.values, "step": self.step, "outputs": outputs}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.values, self.step = state["values"], state["step"]
+        self.evaluations = {split: Evaluation(*tensors) for split, tensors in state["outputs"].items()}
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: GlueModule) -> None:
         values = dev_metrics(trainer, pl_module)

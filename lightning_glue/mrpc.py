@@ -11,6 +11,7 @@ from pathlib import Path
 
 from lightning_glue.atomic import new_folder
 from lightning_glue.errors import UserError
+from lightning_glue.tasks import TASKS
 
 RAW_TRAIN = "msr_paraphrase_train.txt"
 RAW_TEST = "msr_paraphrase_test.txt"
@@ -18,11 +19,12 @@ DEV_IDS = "dev_ids.tsv"
 TEST_HEADER = "index\t#1 ID\t#2 ID\t#1 String\t#2 String"
 
 _FIELDS = 5  # Quality, #1 ID, #2 ID, #1 String, #2 String
+_FIRST_COLUMN = "Quality"
 
 
 def is_raw(folder: Path) -> bool:
-    """Say whether ``folder`` holds the raw form: both msr_paraphrase files and no train.tsv."""
-    raw = all((folder / name).is_file() for name in (RAW_TRAIN, RAW_TEST))
+    """Say whether ``folder`` holds the raw form: an msr_paraphrase file and no train.tsv."""
+    raw = any((folder / name).is_file() for name in (RAW_TRAIN, RAW_TEST))
     return raw and not (folder / "train.tsv").exists()
 
 
@@ -35,21 +37,33 @@ def convert(folder: Path, out: Path, dev_ids: Path | None = None) -> None:
     """
     dev_ids = dev_ids or folder / DEV_IDS
     held_out = {(first, second) for _, (first, second) in _fields(dev_ids, 2)}
-    (_, header), *rows = _fields(folder / RAW_TRAIN, _FIELDS)
+    header, *rows = _rows(folder / RAW_TRAIN)
     train = ["\t".join(header)]
     dev = ["\t".join(header)]
-    for _, row in rows:
+    for number, row in enumerate(rows, 2):
+        if row[0] not in TASKS["MRPC"].labels:
+            raise UserError(f"{folder / RAW_TRAIN}:{number}: label {row[0]!r} is not one of 0, 1; get the file again")
         (dev if (row[1], row[2]) in held_out else train).append("\t".join(row))
     if len(dev) == 1 or len(train) == 1:
         raise UserError(
             f"{dev_ids} selects {len(dev) - 1} of the {len(rows)} rows of {folder / RAW_TRAIN} for dev, expected some "
             "of them; get mrpc_dev_ids.tsv from the GLUE site"
         )
-    _, *rows = _fields(folder / RAW_TEST, _FIELDS)
-    test = [TEST_HEADER, *("\t".join((str(index), *row[1:])) for index, (_, row) in enumerate(rows))]
+    _, *rows = _rows(folder / RAW_TEST)
+    test = [TEST_HEADER, *("\t".join((str(index), *row[1:])) for index, row in enumerate(rows))]
     with new_folder(out) as target:
         for name, lines in (("train", train), ("dev", dev), ("test", test)):
             (target / f"{name}.tsv").write_bytes("".join(f"{line}\n" for line in lines).encode("utf-8"))
+
+
+def _rows(path: Path) -> list[list[str]]:
+    """Header and rows of a msr_paraphrase file. Without its header the first row would be lost, unseen."""
+    rows = [row for _, row in _fields(path, _FIELDS)]
+    if rows[0][0].lstrip("\ufeff") != _FIRST_COLUMN:
+        raise UserError(f"{path}:1: found {rows[0][0]!r}, expected the header {_FIRST_COLUMN} ...; get the file again")
+    if len(rows) == 1:
+        raise UserError(f"{path}: no rows behind the header; get the file again")
+    return rows
 
 
 def _fields(path: Path, expected: int) -> Iterator[tuple[int, list[str]]]:

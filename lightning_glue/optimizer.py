@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
+
+from lightning_glue.config import OptimizerConfig
 
 
 class FairseqAdamW(torch.optim.AdamW):
@@ -33,15 +36,33 @@ class FairseqAdamW(torch.optim.AdamW):
         return loss
 
 
-def parameter_groups(model: torch.nn.Module, weight_decay: float, decay_biases: bool) -> list[dict[str, Any]]:
-    """Trainable parameters; without ``decay_biases``, biases and LayerNorms (1-d tensors) go without weight decay."""
-    trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    if decay_biases:
-        return [{"params": trainable, "weight_decay": weight_decay}]
+def parameter_groups(model: torch.nn.Module, settings: OptimizerConfig, lr: float) -> list[dict[str, Any]]:
+    """Trainable parameters with their learning rate and weight decay, those with the highest rate first.
+
+    Without ``decay_biases``, biases and LayerNorms (1-d tensors) go without weight decay. With ``layer_decay`` d < 1,
+    the head learns at ``lr``, the top layer at d * lr, the one below at d^2 * lr, ..., the embeddings slowest (as
+    ELECTRA does, Clark et al. 2020).
+    """
+    layers = len(model.encoder.sentence_encoder.layers)
+    groups: dict[tuple[float, float], list[torch.nn.Parameter]] = {}
+    for name, parameter in model.named_parameters():
+        if not parameter.requires_grad:
+            continue
+        scale = settings.layer_decay ** (layers + 1 - _depth(name, layers))
+        decayed = settings.decay_biases or parameter.ndim > 1
+        groups.setdefault((scale, settings.weight_decay if decayed else 0.0), []).append(parameter)
     return [
-        {"params": [p for p in trainable if p.ndim > 1], "weight_decay": weight_decay},
-        {"params": [p for p in trainable if p.ndim <= 1], "weight_decay": 0.0},
+        {"params": groups[scale, decay], "lr": lr * scale, "weight_decay": decay}
+        for scale, decay in sorted(groups, reverse=True)
     ]
+
+
+def _depth(name: str, layers: int) -> int:
+    """0 for the embeddings, 1 to ``layers`` for the encoder's layers, ``layers + 1`` for the head."""
+    layer = re.search(r"sentence_encoder\.layers\.(\d+)\.", name)
+    if layer:
+        return int(layer[1]) + 1
+    return 0 if "sentence_encoder." in name else layers + 1
 
 
 def polynomial_decay(update: int, warmup: int, total: int) -> float:

@@ -43,7 +43,6 @@ def write_submissions(
     model: RobertaModel, task: Task, prepared: Prepared, out: Path, *, eval_tokens: int, max_tokens: int
 ) -> list[Path]:
     """Predict every unlabelled split that is there and write its leaderboard file into ``out``."""
-    out.mkdir(parents=True, exist_ok=True)
     written = []
     for split, name in zip(task.test, task.submission_files):
         if split.name not in prepared.splits:

@@ -24,7 +24,7 @@ from lightning_glue.reader import Rows
 from lightning_glue.tasks import TASKS, Split, Task, get_task
 from lightning_glue.tokenizer import SPECIALS, UNK, Tokenizer
 
-_SOURCES = ("reader.py", "tokenizer.py", "indexed.py", "preprocess.py", "tasks.py")
+_SOURCES = ("reader.py", "tokenizer.py", "words.py", "indexed.py", "preprocess.py", "tasks.py")
 _PADDING_FACTOR = 8  # fairseq-preprocess --padding-factor
 
 

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import importlib.util
+import re
 from argparse import Namespace
 from collections import defaultdict
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -37,16 +39,20 @@ class Pretrained:
     sha256: str
 
 
-def safe_load(path: Path) -> dict[str, Any]:
+def safe_load(path: Path, *, mapped: bool = False) -> dict[str, Any]:
     """Load a checkpoint's tensors and plain values, never code.
 
     Old fairseq checkpoints hold an ``argparse.Namespace`` or omegaconf objects; these inert classes are allowed.
+
+    Args:
+        mapped: leave the tensors in the file, whose pages are read when they are used; the oldest format cannot.
 
     Raises:
         UserError: the file is missing, damaged, or holds any other class.
     """
     import pickle
     import typing
+    import zipfile
 
     import torch
     from omegaconf import DictConfig, ListConfig
@@ -58,11 +64,12 @@ def safe_load(path: Path) -> dict[str, Any]:
     inert = [Namespace, DictConfig, ListConfig, ContainerMetadata, Metadata, AnyNode, defaultdict, typing.Any]
     try:
         with torch.serialization.safe_globals([*inert, dict, list, int]):
-            state = torch.load(path, map_location="cpu", weights_only=True)
+            state = torch.load(path, map_location="cpu", weights_only=True, mmap=mapped and zipfile.is_zipfile(path))
     except pickle.UnpicklingError as error:
-        reason = str(error).strip().splitlines()[0]
+        named = re.search(r"GLOBAL (\S+)", str(error))
+        found = f"; it asks for {named[1]}" if named else ""
         raise UserError(
-            f"{path} is damaged or holds more than tensors and plain values, so it is not loaded ({reason[:200]})"
+            f"{path} is damaged or holds more than tensors and plain values, so it is not loaded{found}"
         ) from None
     except (RuntimeError, EOFError, ValueError) as error:
         raise UserError(f"{path} is no readable checkpoint ({str(error).splitlines()[0][:200]})") from None
@@ -98,10 +105,12 @@ def load_pretrained(source: str, tokenizer_kind: str, bpe_dir: str | None, rando
     path = sources.model_archive(source) / "model.pt" if source in ARCHIVES else Path(source)
     if path.is_dir():
         path = path / "checkpoint_best.pt"
-    checkpoint = safe_load(path)
-    is_export = (path.parent / "input0" / "dict.txt").is_file()
-    encoder = tokenizer.exported(path.parent) if is_export else load_tokenizer(tokenizer_kind, bpe_dir)
-    return Pretrained(fairseq_args(checkpoint, path), checkpoint["model"], encoder, file_sha256(path))
+    with ThreadPoolExecutor(1) as pool:
+        digest = pool.submit(file_sha256, path)  # as long as loading
+        checkpoint = safe_load(path, mapped=True)
+        is_export = (path.parent / "input0" / "dict.txt").is_file()
+        encoder = tokenizer.exported(path.parent) if is_export else load_tokenizer(tokenizer_kind, bpe_dir)
+        return Pretrained(fairseq_args(checkpoint, path), checkpoint["model"], encoder, digest.result())
 
 
 def fairseq_args(checkpoint: dict[str, Any], path: Path) -> dict[str, Any]:

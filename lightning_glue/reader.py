@@ -182,7 +182,10 @@ class _Collector:
             return
         if number == 1 and not self.split.header:
             reason += f" ({self.task.name} {self.split.file_name} has no header: remove line 1 if it is one)"
-        raise UserError(f"{self.path}:{number}: {reason}; fix the row or set data.on_bad_row=skip")
+        advice = "fix the row or set data.on_bad_row=skip (preprocess: --on-bad-row skip)"
+        if not self.split.labelled:
+            advice = "fix the row: predictions go by row number, so none is skipped here"
+        raise UserError(f"{self.path}:{number}: {reason}; {advice}")
 
 
 def _missing(task: Task, split: Split, directory: Path) -> str:
@@ -190,6 +193,8 @@ def _missing(task: Task, split: Split, directory: Path) -> str:
     folder = directory / task.directory
     wanted, parent = (split.file_name, folder) if folder.is_dir() else (task.directory, directory)
     names = {entry.name.casefold(): entry.name for entry in sorted(parent.iterdir())} if parent.is_dir() else {}
+    for other in task.splits if folder.is_dir() else ():
+        names.pop(other.file_name.casefold(), None)
     near = difflib.get_close_matches(wanted.casefold(), names, n=1, cutoff=0.5)
     hint = f"; found {names[near[0]]!r} there: rename it if that is the one" if near else ""
     if folder.is_dir():

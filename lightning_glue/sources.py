@@ -156,6 +156,9 @@ def _converted(folder: Path) -> Path:
     dev_ids = next((path for path in candidates if path.is_file()), None)
     if dev_ids is None:
         dev_ids = _cached(MRPC_DEV_IDS, f"put {mrpc.DEV_IDS} into {folder}")
+    missing = [name for name in (mrpc.RAW_TRAIN, mrpc.RAW_TEST) if not (folder / name).is_file()]
+    if missing:
+        raise UserError(f"no file {folder / missing[0]}; MRPC's raw form needs {mrpc.RAW_TRAIN} and {mrpc.RAW_TEST}")
     content = hashlib.sha256()
     for path in (folder / mrpc.RAW_TRAIN, folder / mrpc.RAW_TEST, dev_ids):
         content.update(hashlib.sha256(path.read_bytes()).digest())

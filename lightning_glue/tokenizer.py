@@ -10,16 +10,19 @@ import hashlib
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from lightning_glue import words
 from lightning_glue.errors import UserError
 
 BOS, PAD, EOS, UNK = 0, 1, 2, 3  # fairseq.data.Dictionary: <s> <pad> </s> <unk>
 SPECIALS = ("<s>", "<pad>", "</s>", "<unk>")
-_CHUNK = 4096  # sentences handed to the Rust threads at once
+_CHUNK = 4096  # lines handed to the Rust threads at once
+_WORDS_CHUNK = 65536  # lines cut into words at once: enough for most words to come again
 
 
 @dataclass(frozen=True)
@@ -71,18 +74,41 @@ class Tokenizer:
             lengths: ids per line with its ``</s>``, (lines,) int64; an empty line has length 1.
         """
         pieces: list[np.ndarray] = []
-        lengths = np.empty(len(lines), dtype=np.int64)
-        for start in range(0, len(lines), _CHUNK):
-            chunk = list(lines[start : start + _CHUNK])
-            for i, encoding in enumerate(self.backend.encode_batch_fast(chunk, add_special_tokens=False), start):
-                ids = np.empty(len(encoding.ids) + 1, dtype=np.int32)
-                ids[:-1] = self.lookup[encoding.ids] if encoding.ids else []
-                ids[-1] = EOS
-                pieces.append(ids)
-                lengths[i] = len(ids)
+        lengths: list[np.ndarray] = []
+        by_words = self.bpe == "gpt2"
+        encode, size = (self._encode_words, _WORDS_CHUNK) if by_words else (self._encode_whole, _CHUNK)
+        for start in range(0, len(lines), size):
+            chunk = lines[start : start + size]
+            for found, out in zip(encode(chunk), (pieces, lengths)):
+                out.append(found)
             if progress:
                 progress(len(chunk))
-        return np.concatenate(pieces) if pieces else np.empty(0, dtype=np.int32), lengths
+        if not lines:
+            return np.empty(0, dtype=np.int32), np.empty(0, dtype=np.int64)
+        return np.concatenate(pieces), np.concatenate(lengths)
+
+    def _encode_texts(self, texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
+        """Ids of all texts one after the other, and how many each has."""
+        found = [encoding.ids for encoding in self.backend.encode_batch_fast(texts, add_special_tokens=False)]
+        counts = np.fromiter(map(len, found), dtype=np.int64, count=len(found))
+        return self.lookup[np.fromiter(chain.from_iterable(found), dtype=np.int64)], counts
+
+    def _encode_whole(self, lines: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
+        """:meth:`encode` of some lines, each as it is."""
+        ids, counts = self._encode_texts(list(lines))
+        return np.insert(ids, np.cumsum(counts), EOS), counts + 1
+
+    def _encode_words(self, lines: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
+        """:meth:`encode` of some lines through their distinct words, which is all that byte-pair encoding looks at."""
+        found = words.split(lines)
+        ids, counts = self._encode_texts(found.texts)
+        begins = np.cumsum(counts) - counts
+        end = found.places[found.ends[0]]  # encoded like a word; a byte is one id
+        ids[begins[end]] = EOS
+        counts = counts[found.places]
+        after = np.cumsum(counts)
+        ids = ids[np.repeat(begins[found.places] - after + counts, counts) + np.arange(after[-1])]
+        return ids, np.diff(after[found.ends], prepend=0)
 
 
 def read_dictionary(path: Path) -> tuple[list[str], list[int]]:

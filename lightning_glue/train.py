@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import argparse
+import json
+import os
 import signal
 import sys
-from collections.abc import Iterator
-from contextlib import AbstractContextManager, ExitStack, contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from lightning_glue import config as configuration
 from lightning_glue.config import Config
-from lightning_glue.errors import run_main
-from lightning_glue.tasks import TRAINABLE, get_task
+from lightning_glue.console import program
+from lightning_glue.errors import UserError, run_main
+from lightning_glue.imports import quick_imports
+from lightning_glue.tasks import TRAINABLE, Task, get_task
 
 if TYPE_CHECKING:
     import pytorch_lightning as pl
@@ -22,6 +26,7 @@ if TYPE_CHECKING:
     from lightning_glue.module import GlueModule
     from lightning_glue.monitor import BestEvaluation
     from lightning_glue.pretrained import Pretrained
+    from lightning_glue.resume import Preemption, Resume
     from lightning_glue.tracking import MLflowTracker
 
 
@@ -40,6 +45,8 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--gpus", metavar="N", help="GPUs on this machine; 0: CPU (default: one if there is one)")
     parser.add_argument("--procs", metavar="N", help="DDP processes on the CPU")
     parser.add_argument("--init-from", metavar="PATH|RUN_ID", help="start from this checkpoint's or run's encoder")
+    parser.add_argument("--resume", metavar="auto|RUN_ID|PATH", help="continue an interrupted run; auto: the newest of "
+                        "this configuration, if any; a run id or a last.ckpt needs no other argument")  # fmt: skip
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="any key of conf/, such as optimizer.lr=3e-5")
     return parser.parse_intermixed_args()
 
@@ -57,25 +64,56 @@ def compose(args: argparse.Namespace) -> Config:
     )
 
 
-def build(config: Config) -> tuple[GlueModule, GlueDataModule, Pretrained]:
-    """Model and data of a configuration."""
-    from lightning_glue import sources
-    from lightning_glue.data import GlueDataModule
-    from lightning_glue.model import build_model, load_encoder
-    from lightning_glue.module import GlueModule
-    from lightning_glue.preprocess import prepare
-    from lightning_glue.pretrained import load_pretrained
+def check_arguments(args: argparse.Namespace, own: dict[str, Any]) -> Config:
+    """The configuration of a run to resume, ``own``, with the flags that say where it is to go on.
+
+    Raises:
+        UserError: a flag that contradicts the run's own configuration.
+    """
+    given = {"task": "task.name", "model": "model.name", "data": "data.source", "init_from": "init_from"}
+    given = {key for flag, key in given.items() if getattr(args, flag) is not None}
+    given |= {"trainer.gpus"} if args.gpus else set()
+    given |= {"trainer.procs"} if args.procs else set()
+    given |= {override.partition("=")[0] for override in args.overrides}
+    asked = configuration.flatten(compose(args))
+    identity = configuration.identity(configuration.unflatten(own))
+    for key in given & asked.keys():
+        if key in identity and asked[key] != own[key]:
+            raise UserError(
+                f"--resume {args.resume}: {key}={asked[key]} contradicts the run's {own[key]}; leave it out"
+            )
+    here = {key: asked[key] for key in given & asked.keys()}
+    return configuration.unflatten(own | here)
+
+
+def build(config: Config, warm: dict[Any, Any] | None = None) -> tuple[GlueModule, GlueDataModule, Pretrained]:
+    """Model and data of a configuration.
+
+    Args:
+        warm: keeps pretrained weights and tokenized splits for the next call with the same dictionary.
+    """
+    with quick_imports():
+        from lightning_glue import sources
+        from lightning_glue.data import GlueDataModule
+        from lightning_glue.hardware import resolve_eval_tokens
+        from lightning_glue.model import build_model, load_encoder
+        from lightning_glue.module import GlueModule
+        from lightning_glue.preprocess import prepare
+        from lightning_glue.pretrained import file_sha256, load_pretrained
 
     task, data = get_task(config.task.name), config.data
-    start = load_pretrained(config.model.source, config.model.tokenizer, data.bpe_dir, config.model.architecture)
+    warm = {} if warm is None else warm
+    origin = (config.model.source, config.model.tokenizer, data.bpe_dir)
+    start = warm.get(origin) or load_pretrained(*origin, config.model.architecture)
     dropouts = {name: getattr(config.model, name) for name in ("dropout", "attention_dropout", "pooler_dropout")}
     model = build_model(start, task.num_outputs, dropouts)
+    record = {"config": configuration.flatten(config), "task": task.name, "lineage": lineage(task, start)}
     if config.init_from:
-        from lightning_glue.checkpoint import model_state
+        from lightning_glue.checkpoint import locate, model_state
 
-        load_encoder(model, model_state(config.init_from, config.tracking.uri))
-
-    record = {"config": configuration.flatten(config), "task": task.name, "start_sha256": start.sha256}
+        path = locate(config.init_from, config.tracking.uri)
+        load_encoder(model, model_state(path))
+        record["lineage"]["start_sha256"] = file_sha256(path)
     module = GlueModule(model, task, config.optimizer, config.lr, record)
     datamodule = GlueDataModule(
         task,
@@ -87,22 +125,62 @@ def build(config: Config) -> tuple[GlueModule, GlueDataModule, Pretrained]:
             data.on_bad_row,
         ),
         batch_size=data.batch_size,
-        eval_tokens=data.eval_tokens,
+        eval_tokens=resolve_eval_tokens(config),
         max_tokens=data.max_tokens,
         accumulate=config.trainer.accumulate,
         pool=data.length_pool,
         seed=config.seed,
     )
+    texts = (task.name, data.source, data.glue_dir, data.on_bad_row, data.max_tokens, origin)
+    if texts in warm:
+        datamodule.prepared, datamodule.splits = warm[texts]
+    else:
+        datamodule.setup("fit")
+    check_data_fits(config, datamodule)
+    warm.clear()
+    warm |= {origin: start, texts: (datamodule.prepared, datamodule.splits)}
     return module, datamodule, start
+
+
+def check_data_fits(config: Config, data: GlueDataModule) -> None:
+    """Raise UserError, before there is a run, where the files lack what the configuration asks of them."""
+    from lightning_glue import sources
+
+    batches = len(data.train_dataloader())
+    if config.trainer.val_check_interval > batches:
+        raise UserError(
+            f"trainer.val_check_interval={config.trainer.val_check_interval:g} batches, but an epoch of "
+            f"{config.task.name} has {batches}; lower it, or leave it out to evaluate after every epoch"
+        )
+    if config.trainer.predict:
+        if not any(split.name in data.splits for split in data.task.test):
+            names = ", ".join(split.file_name for split in data.task.test)
+            raise UserError(f"trainer.predict=true, but {config.task.name} is there without {names}")
+        if config.task.name == "MNLI":
+            sources.glue_directory(get_task("AX"), config.data.source, config.data.glue_dir)
+
+
+def lineage(task: Task, start: Pretrained) -> dict[str, str]:
+    """What a model comes from, besides its data, configuration and commit, which are on its run anyway."""
+    return {
+        "labels": json.dumps(task.labels),
+        "tokenizer_sha256": start.tokenizer.digest,
+        "start_sha256": start.sha256 or "random weights",
+    }
 
 
 def make_trainer(config: Config, callbacks: list[pl.Callback], tracker: MLflowTracker) -> pl.Trainer:
     import pytorch_lightning as pl
+    from pytorch_lightning.plugins.environments import SLURMEnvironment
 
     from lightning_glue.hardware import resolve_devices, resolve_precision, resolve_strategy
+    from lightning_glue.resume import AtomicCheckpointIO
 
     devices = resolve_devices(config.trainer)
     interval = config.trainer.val_check_interval
+    plugins: list[Any] = [AtomicCheckpointIO()]
+    if SLURMEnvironment.detect():  # SLURM requeues by itself: sbatch --requeue
+        plugins.append(SLURMEnvironment(auto_requeue=False))
     return pl.Trainer(
         accelerator=devices.accelerator,
         devices=devices.devices,
@@ -119,58 +197,61 @@ def make_trainer(config: Config, callbacks: list[pl.Callback], tracker: MLflowTr
         num_sanity_val_steps=0,
         log_every_n_steps=1,  # TrainingMonitor keeps its own interval
         callbacks=callbacks,
+        plugins=plugins,
         logger=tracker,
         enable_progress_bar=sys.stdout.isatty(),
         enable_model_summary=False,
     )
 
 
-def make_callbacks(config: Config, checkpoints: str | Path | None) -> list[pl.Callback]:
-    """Monitoring, the best and the last checkpoint in ``checkpoints``, early stopping if asked for.
-
-    Process 0's folder holds for all: Lightning broadcasts it.
-    """
-    from pytorch_lightning.callbacks import EarlyStopping, ModelCheckpoint, RichProgressBar
+def make_callbacks(config: Config, checkpoints: str | Path | None, preemption: Preemption) -> list[pl.Callback]:
+    """Monitoring, the best and the last checkpoint in ``checkpoints`` (of process 0), early stopping if asked for."""
+    from pytorch_lightning.callbacks import EarlyStopping, RichProgressBar
 
     from lightning_glue.monitor import BestEvaluation, EvaluationLine, TrainingMonitor
+    from lightning_glue.resume import Checkpoints
 
     monitor = get_task(config.task.name).selection_metric
-    callbacks: list[pl.Callback] = [
-        BestEvaluation(monitor),
-        EvaluationLine(),
-        TrainingMonitor(config.trainer.log_every),
-    ]
-    shared = {"dirpath": checkpoints, "enable_version_counter": False, "auto_insert_metric_name": False}
-    callbacks += [
-        ModelCheckpoint(filename="best", monitor=monitor, mode="max", save_weights_only=True, **shared),
-        ModelCheckpoint(filename="last", save_on_train_epoch_end=False, **shared),
-    ]
+    best = BestEvaluation(monitor)
+    callbacks: list[pl.Callback] = [best, EvaluationLine(), TrainingMonitor(config.trainer.log_every)]
     if sys.stdout.isatty():
         callbacks.append(RichProgressBar())
     if config.trainer.early_stopping_patience is not None:
         callbacks.append(EarlyStopping(monitor, patience=config.trainer.early_stopping_patience, mode="max"))
-    return callbacks
+    every, keep = config.trainer.checkpoint_every_steps, config.tracking.keep_best
+    return [*callbacks, Checkpoints(Path(checkpoints or ""), best, keep, config.seed, every, preemption)]
 
 
 @contextmanager
-def run_status(tracker: MLflowTracker) -> Iterator[None]:
-    """Give the run its true final status: FINISHED, KILLED (Ctrl-C, SIGTERM) or FAILED with the traceback."""
-    import traceback
+def run_status(tracker: MLflowTracker, register: bool) -> Iterator[None]:
+    """Give the run its true final status: FINISHED, KILLED (Ctrl-C, SIGTERM) or FAILED with the tracebacks.
 
+    Args:
+        register: the model of a finished run.
+    """
     from pytorch_lightning.utilities.exceptions import SIGTERMException
+
+    from lightning_glue.resume import keep_traceback, keep_tracebacks_left
 
     try:
         yield
     except (KeyboardInterrupt, SystemExit) as stop:
-        tracker.finish("KILLED")
+        if configuration.is_distributed_child():
+            sys.exit(0)  # Lightning kills process 0 when another one ends with an error
+        crashed = keep_tracebacks_left(tracker)
+        tracker.finish("FAILED" if crashed else "KILLED")
         cause = signal.SIGTERM if isinstance(stop, SIGTERMException) else signal.SIGINT
         print(f"stopped by {cause.name}; run: {tracker.describe()}", file=sys.stderr)
+        print(f"{program('python')} -m lightning_glue.train --resume {tracker.run_id}\n    goes on", file=sys.stderr)
         sys.exit(128 + cause)
     except BaseException:
-        tracker.log_text(traceback.format_exc(), "traceback.txt")
-        tracker.finish("FAILED")
+        try:
+            keep_traceback(tracker)
+            tracker.finish("FAILED")
+        except (OSError, UserError) as error:  # most likely what ended the training, too
+            print(f"the run's status could not be written: {error}", file=sys.stderr)
         raise
-    tracker.finish("FINISHED")
+    tracker.finish("FINISHED", register)
 
 
 def fit(
@@ -179,21 +260,33 @@ def fit(
     data: GlueDataModule,
     tracker: MLflowTracker,
     checkpoints: str | Path | None,
+    start: Path | None,
+    more: Sequence[pl.Callback] = (),
 ) -> BestEvaluation:
-    """Train, evaluate at least once, and leave the best weights in ``module`` of process 0."""
-    from lightning_glue.monitor import BestEvaluation
-    from lightning_glue.pretrained import safe_load
+    """Train, from the checkpoint ``start`` if any, and leave the best weights in ``module`` of process 0.
 
-    callbacks = make_callbacks(config, checkpoints)
+    Evaluates at least once.
+    """
+    from pytorch_lightning.utilities.exceptions import SIGTERMException
+
+    from lightning_glue.pretrained import safe_load
+    from lightning_glue.resume import Checkpoints, Preemption
+
+    preemption = Preemption()
+    preemption.listen()
+    callbacks = [*more, *make_callbacks(config, checkpoints, preemption)]
     trainer = make_trainer(config, callbacks, tracker)
-    trainer.fit(module, data)
-    best = next(callback for callback in callbacks if isinstance(callback, BestEvaluation))
-    if not best.values:  # max_steps ended training before the first evaluation
+    trainer.fit(module, data, ckpt_path=start)
+    if preemption.received:
+        raise SIGTERMException
+    saving = callbacks[-1]
+    assert isinstance(saving, Checkpoints)
+    if not saving.best.values:  # max_steps ended training before the first evaluation
         trainer.validate(module, data, verbose=False)
-        trainer.save_checkpoint(Path(trainer.checkpoint_callbacks[0].dirpath) / "best.ckpt", weights_only=True)
+        saving.save_best(trainer)
     elif trainer.is_global_zero:
-        module.load_state_dict(safe_load(Path(trainer.checkpoint_callbacks[0].best_model_path))["state_dict"])
-    return best
+        module.load_state_dict(safe_load(saving.folder / "best.ckpt")["state_dict"])
+    return saving.best
 
 
 def conclude(
@@ -231,12 +324,13 @@ def write_predictions(
     import torch
 
     from lightning_glue import sources
+    from lightning_glue.hardware import resolve_eval_tokens
     from lightning_glue.predict import write_submissions
     from lightning_glue.preprocess import prepare
 
     if torch.cuda.is_available() and config.trainer.gpus != "0":
         module.model.cuda()
-    limits = {"eval_tokens": config.data.eval_tokens, "max_tokens": config.data.max_tokens}
+    limits = {"eval_tokens": resolve_eval_tokens(config), "max_tokens": config.data.max_tokens}
     write_submissions(module.model, module.task, data.prepared, folder, **limits)
     if module.task.name == "MNLI":
         ax = get_task("AX")
@@ -247,7 +341,6 @@ def write_predictions(
 
 def announce(config: Config, data: GlueDataModule) -> None:
     """Say what is about to be trained on."""
-    data.setup("fit")
     kept = ", ".join(f"{name} {info.rows}" for name, info in data.prepared.splits.items())
     lost = sum(info.dropped + info.skipped for info in data.prepared.splits.values())
     cut = sum(split.truncated for split in data.splits.values())
@@ -263,15 +356,18 @@ def report(config: Config, tracker: MLflowTracker, best: BestEvaluation) -> None
     for name, value in sorted(best.values.items()):
         print(f"  {name:<24}{value:.4f}")
     print(f"run: {tracker.describe()}")
+    if tracker.registered:
+        print(f"model: {tracker.registered}")
     default_store = tracker.uri == f"sqlite:///{Path.cwd() / 'mlflow.db'}"
+    python = program("python")
     sample = " --data sample" if config.data.source == "sample" else ""
     commands = {
-        "mlflow ui" if default_store else f"mlflow ui --backend-store-uri {tracker.uri}": "compare runs",
-        f"python -m lightning_glue.evaluate {tracker.run_id}{sample}": "score it again",
-        "python -m lightning_glue.train --task RTE --model minilm": "train on real GLUE data",
+        f"{program('mlflow')} ui" + ("" if default_store else f" --backend-store-uri {tracker.uri}"): "compare runs",
+        f"{python} -m lightning_glue.evaluate {tracker.run_id}{sample}": "score it again",
+        f"{python} -m lightning_glue.train --task RTE --model minilm": "train on real GLUE data",
     }
     if config.task.name == "MNLI":
-        commands[f"python -m lightning_glue.train --task RTE --init-from {tracker.run_id}"] = "start RTE from it"
+        commands[f"{python} -m lightning_glue.train --task RTE --init-from {tracker.run_id}"] = "start RTE from it"
     print("next:")
     for command, purpose in commands.items():
         print(f"  {command}\n      {purpose}")
@@ -285,54 +381,139 @@ def quiet() -> None:
     for name in ("pytorch_lightning", "lightning_fabric", "mlflow.system_metrics", "mlflow.store", "alembic"):
         logging.getLogger(name).setLevel(logging.WARNING)
     warnings.filterwarnings("ignore", module="pytorch_lightning", message=".*does not have many workers.*")
-    warnings.filterwarnings("ignore", module="pytorch_lightning", message=".*exists and is not empty.*")
+    warnings.filterwarnings("ignore", message=".*your dataloader is not resumable.*")  # TrainSampler is
+    warnings.filterwarnings("ignore", message=".*sync_dist=True.*")  # every process computes the same value
+    warnings.filterwarnings("ignore", message=".*all_gather.*deprecated.*")
     warnings.filterwarnings("ignore", module="pytorch_lightning", message=".*could not find the monitored key.*")
     warnings.filterwarnings("ignore", message=".*LeafSpec.*|.*isinstance\\(treespec.*")
 
 
-def train(config: Config) -> None:
-    """One training run, from raw files to a tracked, reloadable model."""
-    import pytorch_lightning as pl
-
-    from lightning_glue import environment, hardware
+def prepare_process(config: Config) -> None:
+    """Raise UserError, before anything is made, where this machine cannot run the configuration; set the process up."""
     from lightning_glue.batching import check_batch_size
-    from lightning_glue.tracking import MLflowTracker, run_tags
+    from lightning_glue.hardware import resolve_devices
+    from lightning_glue.memory import keep_freed_memory
 
     quiet()
-    devices = hardware.resolve_devices(config.trainer)  # mistakes show before anything is made
+    devices = resolve_devices(config.trainer)
     check_batch_size(config.data.batch_size, devices.world, config.trainer.accumulate)
+    if devices.accelerator == "cpu":
+        keep_freed_memory()
+
+
+def train(config: Config, resume: str | Resume | None = None) -> None:
+    """One training run, from raw files to a tracked, reloadable model.
+
+    Args:
+        resume: an interrupted run to continue: its id, its last checkpoint, or ``auto`` for the newest one of this
+            configuration, if there is one.
+    """
+    with quick_imports():
+        import pytorch_lightning as pl
+
+        from lightning_glue.resume import check_config, check_data, end_with_parent, find
+
+    end_with_parent()
+    prepare_process(config)
     pl.seed_everything(config.seed, workers=True, verbose=False)
+    found = find(resume, config) if isinstance(resume, str) else resume
+    if found:
+        check_config(found, config)
+    tracker = make_tracker(config)
     module, data, start = build(config)
     leader = not configuration.is_distributed_child()
     if leader:
         announce(config, data)
-    task = module.task
-    tracker = MLflowTracker(config.tracking.uri, config.tracking.experiment or task.experiment, config.run_name)
-    tracker.start(configuration.flatten(config), run_tags() if leader else {}, config.tracking.system_metrics_seconds)
-    with run_status(tracker), ExitStack() as stack:
-        checkpoints = None
-        if leader:
-            tracker.log_inputs(task.name, data.prepared.splits)
-            tracker.log_text(environment.git_diff(), "git.diff")
-            checkpoints = stack.enter_context(checkpoint_folder(config, tracker))
-        best = fit(config, module, data, tracker, checkpoints)
-        if leader:
-            conclude(config, module, data, start, tracker, best)
+        if found:
+            check_data(found, data.prepared.splits)
+    register = config.tracking.register and config.tracking.checkpoints
+    best = execute(config, module, data, start, tracker, found, register=register)
     if leader:
         report(config, tracker, best)
 
 
-def checkpoint_folder(config: Config, tracker: MLflowTracker) -> AbstractContextManager[str | Path]:
+def make_tracker(config: Config) -> MLflowTracker:
+    """Made before the model: its watcher gets ready meanwhile."""
+    from lightning_glue.tracking import MLflowTracker
+
+    experiment = config.tracking.experiment or get_task(config.task.name).experiment
+    return MLflowTracker(config.tracking.uri, experiment, config.run_name, config.tracking.journal)
+
+
+def execute(
+    config: Config,
+    module: GlueModule,
+    data: GlueDataModule,
+    start: Pretrained,
+    tracker: MLflowTracker,
+    found: Resume | None = None,
+    *,
+    tags: Mapping[str, str] | None = None,
+    callbacks: Sequence[pl.Callback] = (),
+    checkpoints: Path | None = None,
+    register: bool = False,
+    started: Callable[[], None] = lambda: None,
+    ending: Callable[[BestEvaluation], None] = lambda best: None,
+) -> BestEvaluation:
+    """Train in one tracked run, new or ``found``; what comes out is in the run and in ``module``.
+
+    Args:
+        tags, callbacks: besides the usual ones.
+        checkpoints: folder for them instead of the run's.
+        register: the best model, once the run is finished.
+        started, ending: called as soon as the run is there (process 0 alone), and before it gets its status.
+    """
+    from lightning_glue import environment
+    from lightning_glue.resume import digests, told_to_children
+    from lightning_glue.tracking import run_tags
+
+    leader = not configuration.is_distributed_child()
+    come_from = {f"lineage.{name}": value for name, value in module.record["lineage"].items()}
+    tags = {**run_tags(config), **come_from, **(tags or {})} if leader else {}
+    system_metrics = config.tracking.system_metrics_seconds
+    tracker.start(configuration.flatten(config), tags, system_metrics, found.run_id if found else None)
+    if leader:
+        started()
+    with run_status(tracker, register), ExitStack() as stack:
+        if leader:
+            module.record |= {"run_id": tracker.run_id, "data": digests(data.prepared.splits)}
+            tracker.log_inputs(module.task.name, data.prepared.splits)
+            tracker.log_text(environment.git_diff(), "git.diff")
+            checkpoints = checkpoints or stack.enter_context(checkpoint_folder(config, tracker))
+            stack.enter_context(told_to_children(found, tracker))
+            if found:
+                found.carry_best(checkpoints)
+        if found:
+            data.start = found.position
+        best = fit(config, module, data, tracker, checkpoints, found.path if found else None, callbacks)
+        if leader:
+            conclude(config, module, data, start, tracker, best)
+        ending(best)
+    return best
+
+
+@contextmanager
+def checkpoint_folder(config: Config, tracker: MLflowTracker) -> Iterator[Path]:
     """The run's artifact folder for checkpoints, or one that is thrown away."""
     import tempfile
 
     if config.tracking.checkpoints:
-        return tracker.artifact_folder("checkpoints")
-    return tempfile.TemporaryDirectory(prefix="lightning-glue-")
+        yield tracker.artifacts / "checkpoints"
+        return
+    with tempfile.TemporaryDirectory(prefix="lightning-glue-") as folder:
+        yield Path(folder)
 
 
 def main() -> None:
-    train(compose(parse_arguments()))
+    args = parse_arguments()
+    config = compose(args)
+    if args.resume in (None, "auto"):
+        requeued = os.environ.get("SLURM_RESTART_COUNT", "0") != "0"
+        return train(config, "auto" if requeued else args.resume)
+    from lightning_glue.resume import find
+
+    found = find(args.resume, config)
+    train(check_arguments(args, found.record["config"]), found)
 
 
 if __name__ == "__main__":

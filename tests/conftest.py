@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -13,15 +14,19 @@ import pytest
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # many small processes on few cores
 ROOT = Path(__file__).resolve().parent.parent
 
-_REAL_BPE = os.environ.pop("ROBERTA_BPE_DIR", None)
+_TEST_BPE = "LIGHTNING_GLUE_TEST_BPE"  # where the processes of pytest-xdist find what the next line takes away
+_REAL_BPE = os.environ.pop("ROBERTA_BPE_DIR", None) or os.environ.get(_TEST_BPE)
 _REAL_GLUE = os.environ.pop("GLUE_DIR", None)
 os.environ.pop("MLFLOW_TRACKING_URI", None)
 
 
 def pytest_configure(config: pytest.Config) -> None:
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a background job ignores it, and so would its children
     # Absolute: the tests run the program in temporary folders. Handed on through fixtures, never by accident.
     config.real_bpe = Path(_REAL_BPE).resolve() if _REAL_BPE else None
     config.real_glue = Path(_REAL_GLUE).resolve() if _REAL_GLUE else None
+    if _REAL_BPE:
+        os.environ[_TEST_BPE] = str(config.real_bpe)
     if _REAL_GLUE:
         os.environ["GLUE_DIR"] = str(config.real_glue)
 

@@ -83,6 +83,12 @@ def test_glue_dir_comes_from_the_environment(monkeypatch: pytest.MonkeyPatch) ->
         ({"overrides": ["trainer.precision=fp16"]}, "trainer.precision=fp16"),
         ({"overrides": ["data.batch_size=0"]}, "data.batch_size=0 is too small; expected at least 1"),
         ({"overrides": ["model.dropout=2"]}, "model.dropout=2.0 is too large; expected at most 1"),
+        ({"overrides": ["optimizer.lr=inf"]}, "optimizer.lr=inf; expected a finite number"),
+        ({"overrides": ["optimizer.betas=[0.9,nan]"]}, "optimizer.betas=[0.9, nan]; expected a finite number"),
+        ({"overrides": ["optimizer.betas=[0.9]"]}, "optimizer.betas=[0.9]; expected two numbers"),
+        ({"overrides": ["seed=-1"]}, "seed=-1 is too small; expected at least 0"),
+        ({"overrides": ["trainer.val_check_interval=0"]}, "trainer.val_check_interval=0.0; expected a share"),
+        ({"overrides": ["trainer.val_check_interval=1.5"]}, "trainer.val_check_interval=1.5; expected a share"),
         ({"overrides": ["trainer.gpus=two"]}, "trainer.gpus=two; expected auto or a number of GPUs"),
     ],
 )

@@ -48,3 +48,20 @@ def test_an_unknown_run_is_one_line(cache: Path, tmp_path: Path) -> None:
     assert result.returncode == 2
     assert result.stderr.startswith(f"error: run {'0' * 32}: no fairseq directory to be had")
     assert result.stderr.count("\n") == 1
+
+
+def test_predictions_go_where_they_can_and_their_lack_is_said(cache: Path, bpe_dir: Path, tmp_path: Path) -> None:
+    folder = export_random("WNLI", bpe_dir, cache, tmp_path / "model")
+    (tmp_path / "file").touch()
+    command = ["lightning_glue.evaluate", str(folder), "--gpus", "0"]
+    result = run(*command, "--data", "sample", "--predict", "file", cwd=tmp_path, check=False)
+    assert (result.returncode, result.stdout) == (2, "")
+    assert result.stderr == "error: --predict file cannot be made: File exists; choose another folder\n"
+
+    official = sources.glue_directory(TASKS["WNLI"], "sample", None) / "WNLI"
+    (tmp_path / "glue" / "WNLI").mkdir(parents=True)
+    for name in ("train.tsv", "dev.tsv"):
+        (tmp_path / "glue" / "WNLI" / name).write_bytes((official / name).read_bytes())
+    result = run(*command, "--predict", "out", cwd=tmp_path, check=False, GLUE_DIR=str(tmp_path / "glue"))
+    assert result.returncode == 2
+    assert "error: WNLI: nothing to predict, no test.tsv beside the dev files" in result.stderr

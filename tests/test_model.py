@@ -258,6 +258,28 @@ def test_an_old_fairseq_checkpoint_loads_and_code_does_not(bpe_dir: Path, tmp_pa
     assert not (tmp_path / "exploded").exists()
 
 
+@pytest.mark.parametrize("zipped", [True, False])
+def test_every_weight_comes_from_the_checkpoint_or_is_drawn(zipped: bool, bpe_dir: Path, tmp_path: Path) -> None:
+    """The oldest checkpoints are no zip files, and some lack the lm_head."""
+    donor = build_model(tiny(bpe_dir), 2, {})
+    state = {name: tensor for name, tensor in donor.state_dict().items() if ".lm_head." not in name}
+    arguments = {"max_positions": 512, **config.compose(model="tiny").model.architecture}
+    saved = {"cfg": {"model": arguments}, "model": state}
+    torch.save(saved, tmp_path / "model.pt", _use_new_zipfile_serialization=zipped)
+    start = load_pretrained(str(tmp_path / "model.pt"), "gpt2", str(bpe_dir), {})
+    models = []
+    for _ in range(2):
+        pl.seed_everything(3, verbose=False)
+        models.append(build_model(start, 2, {}))
+    one, other = (model.state_dict() for model in models)
+    for name, tensor in one.items():
+        assert torch.equal(tensor, other[name]), name  # nothing of what was in memory before
+        if name in state and not name.startswith("classification_heads."):
+            assert torch.equal(tensor, state[name]), name
+    assert 0.015 < float(one["encoder.lm_head.dense.weight"].std()) < 0.025
+    assert float(one[f"classification_heads.{HEAD}.dense.weight"].std()) > 0
+
+
 def test_unreadable_checkpoints_are_named(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"nothing\.pt does not exist"):
         safe_load(tmp_path / "nothing.pt")

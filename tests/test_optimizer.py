@@ -10,7 +10,10 @@ from fairseq.optim.adam import Adam
 from fairseq.optim.lr_scheduler.polynomial_decay_schedule import PolynomialDecayLRSchedule
 from omegaconf import OmegaConf
 
+from lightning_glue.config import compose
+from lightning_glue.model import RobertaModel, build_model
 from lightning_glue.optimizer import FairseqAdamW, parameter_groups, polynomial_decay
+from lightning_glue.pretrained import Pretrained, load_pretrained
 
 
 @pytest.mark.parametrize("scale", [1.0, 1e-6])  # 1e-6: eps outweighs the gradient, where torch's own AdamW differs
@@ -71,11 +74,33 @@ def test_the_schedule_is_fairseqs(warmup: int, total: int) -> None:
         assert 2e-5 * polynomial_decay(update, warmup, total) == pytest.approx(expected, abs=1e-15)
 
 
-def test_biases_and_layer_norms_can_go_without_decay() -> None:
-    model = torch.nn.Sequential(torch.nn.Linear(3, 3), torch.nn.LayerNorm(3))
-    (everything,) = parameter_groups(model, 0.1, decay_biases=True)
-    assert (len(everything["params"]), everything["weight_decay"]) == (4, 0.1)
-    decayed, spared = parameter_groups(model, 0.1, decay_biases=False)
-    assert [p.ndim for p in decayed["params"]] == [2]
-    assert [p.ndim for p in spared["params"]] == [1, 1, 1]
-    assert spared["weight_decay"] == 0.0
+@pytest.fixture(scope="module")
+def model() -> RobertaModel:
+    """Two layers of eight, random."""
+    size = {"encoder_layers": 2, "encoder_embed_dim": 8, "encoder_ffn_embed_dim": 8, "encoder_attention_heads": 2}
+    start = load_pretrained("minilm", "wordpiece", None, {})
+    return build_model(Pretrained(size, None, start.tokenizer, ""), 2, {})
+
+
+def test_biases_and_layer_norms_can_go_without_decay(model: RobertaModel) -> None:
+    settings = compose(["optimizer.weight_decay=0.1"]).optimizer
+    (everything,) = parameter_groups(model, settings, 1e-3)
+    assert everything["weight_decay"] == 0.1
+    settings.decay_biases = False
+    decayed, spared = parameter_groups(model, settings, 1e-3)
+    assert {p.ndim for p in decayed["params"]} == {2}
+    assert {p.ndim for p in spared["params"]} == {1}
+    assert (decayed["weight_decay"], spared["weight_decay"]) == (0.1, 0.0)
+    assert len(everything["params"]) == len(decayed["params"]) + len(spared["params"])
+
+
+def test_layer_decay_slows_a_layer_by_its_distance_from_the_head(model: RobertaModel) -> None:
+    settings = compose(["optimizer.layer_decay=0.5"]).optimizer
+    rates = {id(p): group["lr"] for group in parameter_groups(model, settings, 1.0) for p in group["params"]}
+    names = {name: rates[id(p)] for name, p in model.named_parameters() if p.requires_grad}
+    encoder = "encoder.sentence_encoder."
+    assert names["classification_heads.sentence_classification_head.dense.weight"] == 1.0
+    assert names[f"{encoder}layers.1.fc1.bias"] == 0.5
+    assert names[f"{encoder}layers.0.self_attn.q_proj.weight"] == 0.25
+    assert names[f"{encoder}embed_tokens.weight"] == names[f"{encoder}layernorm_embedding.bias"] == 0.125
+    assert [group["lr"] for group in parameter_groups(model, settings, 1.0)] == [1.0, 0.5, 0.25, 0.125]

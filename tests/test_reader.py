@@ -93,7 +93,8 @@ def test_malformed_row_stops_or_is_skipped(tmp_path, row, reason) -> None:
 
     with pytest.raises(UserError) as caught:
         read(tmp_path, "RTE", "dev")
-    assert str(caught.value) == f"{path}:3: {reason}; fix the row or set data.on_bad_row=skip"
+    advice = "fix the row or set data.on_bad_row=skip (preprocess: --on-bad-row skip)"
+    assert str(caught.value) == f"{path}:3: {reason}; {advice}"
 
     rows = read(tmp_path, "RTE", "dev", "skip")
     assert (rows.texts, rows.labels, rows.skipped, rows.dropped) == ((["c", "c"], ["d", "d"]), ["entailment"] * 2, 1, 0)

@@ -3,13 +3,14 @@ from __future__ import annotations
 from functools import lru_cache
 from pathlib import Path
 
+import numpy as np
 import pytest
 from fairseq.data import Dictionary
 from fairseq.data.encoders.gpt2_bpe_utils import get_encoder
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lightning_glue import pretrained, reader, tokenizer
+from lightning_glue import pretrained, reader, tokenizer, words
 from lightning_glue.errors import UserError
 from lightning_glue.tasks import TASKS
 from lightning_glue.tokenizer import Tokenizer
@@ -42,6 +43,18 @@ def assert_same_ids(folder: Path, lines: list[str]) -> None:
 @settings(max_examples=200, deadline=None)
 def test_any_text_gets_fairseqs_ids(bpe_dir: Path, lines: list[str]) -> None:
     assert_same_ids(bpe_dir, lines)
+
+
+@given(st.lists(st.text(alphabet="aZ09   '''stdmrevl.,-\u00e9\t", max_size=40).map(str.strip), min_size=1, max_size=8))
+@settings(max_examples=300, deadline=None)
+def test_words_end_where_fairseqs_do(bpe_dir: Path, lines: list[str]) -> None:
+    """Apostrophes, several spaces, words beyond 16 bytes, lines that are not ASCII among those that are."""
+    assert_same_ids(bpe_dir, lines)
+
+
+def test_two_words_mixed_to_one_number_stay_two(bpe_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(words, "_MIX", np.zeros(2, dtype=np.uint64))
+    assert_same_ids(bpe_dir, ["one two", "two three one", ""])
 
 
 @pytest.mark.parametrize("name", ["RTE", "SST-2", "STS-B", "QQP", "MNLI"])

@@ -1,111 +1,340 @@
-"""The tracker against a real MLflow server that goes away and comes back."""
+"""The tracker, its watcher and sync against a real MLflow server that goes away and comes back."""
 
 from __future__ import annotations
 
+import json
 import os
+import re
 import signal
-import socket
 import subprocess
 import sys
 import time
-import urllib.error
-import urllib.request
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import mlflow
 import pytest
+from conftest import ROOT, run
+from servers import MlflowServer, Proxy, free_port
 
+from lightning_glue import tracking
+from lightning_glue.delivery import Courier
 from lightning_glue.errors import UserError
+from lightning_glue.journal import Journal, State, find_journal
 from lightning_glue.preprocess import SplitInfo
 from lightning_glue.tracking import MLflowTracker
 
 
+@pytest.fixture(scope="module")
+def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[MlflowServer]:
+    server = MlflowServer(tmp_path_factory.mktemp("server"))
+    yield server
+    server.kill()
+
+
 @pytest.fixture
-def server(tmp_path: Path) -> Iterator[tuple[str, Callable[[], None], Callable[[], None]]]:
-    """A tracking server on a free port: its address, and functions that start and kill it."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
-    command += ["--backend-store-uri", f"sqlite:///{tmp_path / 'server.db'}", "--artifacts-destination", "artifacts"]
-    running: list[subprocess.Popen[bytes]] = []
-
-    def start() -> None:
-        with open(tmp_path / "server.log", "ab") as log:
-            running.append(subprocess.Popen(command, cwd=tmp_path, stdout=log, stderr=log, start_new_session=True))
-        for _ in range(300):
-            try:
-                urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=1)
-                return
-            except (urllib.error.URLError, OSError):
-                time.sleep(0.2)
-        pytest.fail((tmp_path / "server.log").read_text())
-
-    def kill() -> None:
-        process = running.pop()
-        os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
-
-    start()
-    yield f"http://127.0.0.1:{port}", start, kill
-    while running:
-        kill()
+def server(running: MlflowServer) -> MlflowServer:
+    if running.process is None:
+        running.start()
+    return running
 
 
-def test_metrics_survive_a_server_that_goes_away(
-    server: tuple, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.fixture
+def experiment(request: pytest.FixtureRequest) -> str:
+    """One for each test, on the server they share."""
+    return request.node.name
+
+
+@pytest.fixture(autouse=True)
+def _own_folder_and_watcher(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    (tmp_path / "work").mkdir()
+    monkeypatch.chdir(tmp_path / "work")
+    monkeypatch.setattr(tracking, "_FINISH_SECONDS", 20.0)
+    yield
+    watcher = tracking._watcher
+    if watcher and watcher.stdin:
+        watcher.kill()
+        watcher.wait()
+        tracking._watcher = None
+
+
+def wait_for(condition: Callable[[], bool], seconds: float = 30) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+def history(uri: str, run_id: str, name: str) -> list[tuple[int, float]]:
+    return [(m.step, m.value) for m in mlflow.MlflowClient(uri).get_metric_history(run_id, name)]
+
+
+def the_run(uri: str, experiment: str) -> mlflow.entities.Run:
+    client = mlflow.MlflowClient(uri)
+    (found,) = client.search_runs([client.get_experiment_by_name(experiment).experiment_id])
+    return found
+
+
+def test_everything_arrives_though_the_server_goes_away(
+    server: MlflowServer, experiment: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    uri, start, kill = server
-    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
-    tracker = MLflowTracker(uri, "glue-rte", "a name")
+    tracker = MLflowTracker(server.uri, experiment, "a name")
     tracker.start({"optimizer.lr": 1e-5, "long": "x" * 7000}, {"version.torch": "2"}, None)
     tracker.log_inputs("RTE", {"train": SplitInfo("train.tsv", "ab" * 32, 10, 0, 1)})
     tracker.log_metrics({"train/loss": 1.0, "epoch": 0.0}, step=1)
-    tracker.save()
-    kill()
+    wait_for(lambda: history(server.uri, tracker.run_id, "train/loss") == [(1, 1.0)])
+    server.kill()
     tracker.log_metrics({"train/loss": 0.5}, step=2)
-    with pytest.warns(UserWarning, match=r"did not take 1 metrics"):
-        tracker.save()
-    start()
-    tracker.log_metrics({"train/loss": 0.25}, step=3)
+    wait_for(lambda: State(tracker.folder).error is not None)
+    capsys.readouterr()
+    tracker._check_delivery()
+    tracker._check_delivery()
+    warned = capsys.readouterr().err
+    assert re.fullmatch(r"warning: MLflow at .* does not answer .* training goes on, .* keeps everything .*\n", warned)
+    server.start()
+    tracker.log_metrics({"train/loss": float("nan")}, step=3)
+    tracker.log_metrics({"train/loss": 0.25}, step=4)
     with tracker.artifact_folder("fairseq") as folder:
         (folder / "input0").mkdir()
         (folder / "input0" / "dict.txt").write_text("a 1\n")
     assert tracker.local_artifacts is None
+    wait_for(lambda: State(tracker.folder).error is None)
     tracker.finish("FINISHED")
+    tracker.set_tags({"late": "yes"})
 
-    client = mlflow.MlflowClient(uri)
+    client = mlflow.MlflowClient(server.uri)
+    wait_for(lambda: "late" in client.get_run(tracker.run_id).data.tags)
     run = client.get_run(tracker.run_id)
     assert (run.info.status, run.info.run_name) == ("FINISHED", "a name")
-    history = [(m.step, m.value) for m in client.get_metric_history(tracker.run_id, "train/loss")]
-    assert history == [(1, 1.0), (2, 0.5), (3, 0.25)]
+    points = history(server.uri, tracker.run_id, "train/loss")
+    assert [step for step, _ in points] == [1, 2, 3, 4]
+    assert str([value for _, value in points]) == "[1.0, 0.5, nan, 0.25]"
     assert "epoch" not in run.data.metrics
     assert run.data.params["optimizer.lr"] == "1e-05"
     assert len(run.data.params["long"]) == 6000
     assert run.inputs.dataset_inputs[0].dataset.digest == "ab" * 16
     fetched = mlflow.artifacts.download_artifacts(
-        run_id=tracker.run_id, artifact_path="fairseq/input0/dict.txt", tracking_uri=uri, dst_path=str(tmp_path)
+        run_id=tracker.run_id, artifact_path="fairseq/input0/dict.txt", tracking_uri=server.uri, dst_path=str(tmp_path)
     )
     assert Path(fetched).read_text() == "a 1\n"
 
 
-def test_a_server_that_is_not_there_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+def test_a_server_that_fails_and_is_slow_gets_everything_later(server: MlflowServer, experiment: str) -> None:
+    proxy = Proxy(server.port)
+    tracker = MLflowTracker(proxy.uri, experiment, "x")
+    tracker.start({}, {}, None)
+    proxy.fail = 503
+    slowest = 0.0
+    for step in range(2500):
+        begin = time.perf_counter()
+        tracker.log_metrics({"loss": 1 / (step + 1)}, step)
+        slowest = max(slowest, time.perf_counter() - begin)
+    wait_for(lambda: State(tracker.folder).error is not None)
+    proxy.fail, proxy.delay = 0, 0.3
+    wait_for(lambda: State(tracker.folder).error is None)
+    batches = len([call for call in proxy.calls if call.endswith("log-batch")])
+    tracker.finish("FINISHED")
+    proxy.close()
+    assert history(server.uri, tracker.run_id, "loss") == [(step, 1 / (step + 1)) for step in range(2500)]
+    assert batches < 100  # in batches, not one by one
+
+
+def test_without_any_server_sync_delivers_later_and_once(
+    server: MlflowServer, experiment: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    server.kill()
+    before = time.time()
+    tracker = MLflowTracker(server.uri, experiment, "a name")
+    tracker.start({"a": 1}, {"mlflow.parentRunId": "0" * 32}, None)
+    assert f"warning: MLflow at {server.uri} does not answer" in capsys.readouterr().err
+    started = time.time()
+    for step in range(20):
+        tracker.log_metrics({"loss": step / 7}, step)
+    tracker.log_text("words", "notes.txt")
+    assert tracker.run_id == tracker.journal_id
+    tracker.finish("KILLED")
+    assert "have not reached MLflow" in capsys.readouterr().err
+    tracking._watcher.kill()
+    failed = run("lightning_glue.sync", cwd=Path.cwd(), check=False)
+    assert failed.returncode == 1
+    assert f"23 records not delivered to {server.uri}: " in failed.stderr
+    time.sleep(1)
+    server.start()
+    first = run("lightning_glue.sync", tracker.journal_id, cwd=Path.cwd())
+    second = run("lightning_glue.sync", cwd=Path.cwd())
+    found = the_run(server.uri, experiment)
+    assert "23 records delivered" in first.stdout
+    assert second.stdout == "1 of 1 journals delivered in full\n"
+    assert (found.info.status, found.info.run_name) == ("KILLED", "a name")
+    assert before <= found.info.start_time / 1000 + 1e-3 <= started + 1e-3
+    assert started <= found.info.end_time / 1000 + 1e-3 <= time.time() - 1
+    assert found.data.tags["mlflow.parentRunId"] == "0" * 32
+    assert history(server.uri, found.info.run_id, "loss") == [(step, step / 7) for step in range(20)]
+    assert [i.path for i in mlflow.MlflowClient(server.uri).list_artifacts(found.info.run_id)] == ["notes.txt"]
+    unknown = run("lightning_glue.sync", "nowhere", cwd=Path.cwd(), check=False)
+    assert (unknown.returncode, "nowhere: no such run in mlruns/.journal" in unknown.stderr) == (2, True)
+
+
+def test_kill_9_in_the_middle_of_deliveries_and_two_at_once(server: MlflowServer, experiment: str) -> None:
+    """Sync after sync is killed at some moment, two at a time; what arrives is the journal, each point once."""
+    tracker = MLflowTracker(f"http://127.0.0.1:{free_port()}", experiment, "x")
+    tracker.start({f"key{i}": i for i in range(150)}, {}, None)
+    tracking._watcher.kill()
+    tracking._watcher.wait()
+    for step in range(6000):
+        tracker._append({"metrics": [[name, step / 3, 1_700_000_000_000 + step, step] for name in ("a", "b")]})
+    tracker._append({"status": ["FINISHED", 1_800_000_000_000]})
+    tracker._locks.close()
+    proxy = Proxy(server.port, delay=0.05)
+    command = [sys.executable, "-m", "lightning_glue.sync", "--uri", proxy.uri]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    kills = 0
+    for moment in range(3, 40, 6):  # calls of the server after which both are killed
+        before = len(proxy.calls)
+        pair = [subprocess.Popen(command, env=environment, stdout=-1, stderr=-1) for _ in range(2)]
+        wait_for(lambda before=before, moment=moment, pair=pair: (
+            len(proxy.calls) >= before + moment or all(one.poll() is not None for one in pair)
+        ))  # fmt: skip
+        kills += sum(one.poll() is None for one in pair)
+        for one in pair:
+            one.kill()
+            one.communicate()
+        if State(tracker.folder).offset == tracker._journal.path.stat().st_size:
+            break
+    result = run("lightning_glue.sync", "--uri", proxy.uri, cwd=Path.cwd())
+    proxy.close()
+    assert kills >= 2
+    assert "1 of 1 journals delivered in full" in result.stdout
+    found = the_run(server.uri, experiment)
+    assert (found.info.status, found.info.end_time) == ("FINISHED", 1_800_000_000_000)
+    assert len(found.data.params) == 150
+    for name in ("a", "b"):
+        points = mlflow.MlflowClient(server.uri).get_metric_history(found.info.run_id, name)
+        assert [(p.step, p.value, p.timestamp) for p in points] == [
+            (step, step / 3, 1_700_000_000_000 + step) for step in range(6000)
+        ]
+
+
+def test_checkpoints_are_mirrored_whole_with_their_digest_and_old_ones_evicted(
+    server: MlflowServer, experiment: str
+) -> None:
+    tracker = MLflowTracker(server.uri, experiment, "x")
+    tracker.start({}, {}, None)
+    folder = tracker.artifacts / "checkpoints"
+    folder.mkdir(parents=True)
+    client = mlflow.MlflowClient(server.uri)
+
+    def stored() -> list[str]:
+        return sorted(item.path for item in client.list_artifacts(tracker.run_id, "checkpoints"))
+
+    for content in (b"first", b"second" * 10**6, b"third"):
+        (folder / "last.ckpt").write_bytes(content)
+        tracker.log_artifact("checkpoints/last.ckpt")
+        wait_for(lambda: State(tracker.folder).offset == tracker._journal.path.stat().st_size)
+        assert len(stored()) == 2
+    server.kill()
+    for name in ("best.ckpt", "step-4.ckpt"):
+        (folder / name).write_bytes(b"best")
+        tracker.log_artifact(f"checkpoints/{name}")
+    wait_for(lambda: State(tracker.folder).error is not None)
+    server.start()
+    wait_for(lambda: State(tracker.folder).error is None)
+    wait_for(lambda: len(stored()) == 4)
+    (folder / "step-4.ckpt").unlink()
+    tracker.evict_artifact("checkpoints/step-4.ckpt")
+    tracker.finish("KILLED")
+    manifest = json.loads(Path(client.download_artifacts(tracker.run_id, "checkpoints/manifest.json")).read_text())
+    assert set(manifest) == {"checkpoints/best.ckpt", "checkpoints/last.ckpt"}
+    assert stored() == sorted([*(entry["file"] for entry in manifest.values()), "checkpoints/manifest.json"])
+    from lightning_glue.resume import _fetch_checkpoints
+
+    fetched = _fetch_checkpoints(server.uri, tracker.run_id)
+    assert fetched.read_bytes() == b"third"
+    assert fetched.with_name("best.ckpt").read_bytes() == b"best"
+    next(Path(server.folder, "artifacts").rglob("last-*.ckpt")).write_bytes(b"thirt")
+    with pytest.raises(UserError, match=r"checkpoints/last-\w+\.ckpt is damaged"):
+        _fetch_checkpoints(server.uri, tracker.run_id)
+
+
+def test_a_run_resumed_elsewhere_keeps_one_history(
+    server: MlflowServer, experiment: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The first machine's journal is delivered only after the second one has gone over the same steps again."""
+    tracker = MLflowTracker(server.uri, experiment, "x")
+    tracker.start({"a": 1}, {}, None)
+    tracker.log_metrics({"loss": 1.0}, 1)
+    wait_for(lambda: history(server.uri, tracker.run_id, "loss") == [(1, 1.0)])
+    tracking._watcher.kill()
+    tracking._watcher.wait()
+    for step in (2, 3):
+        tracker._append({"metrics": [["loss", 1 / step, 5, step]]})
+    tracker._locks.close()
+    (tmp_path / "elsewhere").mkdir()
+    with monkeypatch.context() as patch:
+        patch.chdir(tmp_path / "elsewhere")
+        second = MLflowTracker(server.uri, experiment, "x")
+        second.start({"a": 1}, {"where": "elsewhere"}, None, resume=tracker.run_id)
+        assert second.run_id == tracker.run_id
+        for step in range(1, 6):
+            second.log_metrics({"loss": 1 / step}, step)
+        second.finish("FINISHED")
+    run("lightning_glue.sync", cwd=Path.cwd())
+    assert history(server.uri, tracker.run_id, "loss") == [(step, 1 / step) for step in range(1, 6)]
+    assert the_run(server.uri, experiment).info.status == "FINISHED"
+    with pytest.raises(UserError, match=rf"run {tracker.run_id} is finished; there is nothing to resume"):
+        MLflowTracker(server.uri, experiment, "x", tmp_path / "third").start({}, {}, None, resume=tracker.run_id)
+
+
+def test_a_training_that_is_killed_reads_killed(tmp_path: Path) -> None:
+    code = """
+import os, signal
+from lightning_glue.tracking import MLflowTracker
+tracker = MLflowTracker(None, "glue-rte", "x")
+tracker.start({}, {}, None)
+tracker.log_metrics({"loss": 1.0}, 1)
+os.kill(os.getpid(), signal.SIGKILL)
+"""
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    assert subprocess.run([sys.executable, "-c", code], env=environment).returncode == -signal.SIGKILL
+    uri = f"sqlite:///{Path.cwd() / 'mlflow.db'}"
+    wait_for(lambda: the_run(uri, "glue-rte").info.status == "KILLED")
+    assert the_run(uri, "glue-rte").data.metrics == {"loss": 1.0}
+
+
+def test_a_run_at_work_cannot_be_resumed(tmp_path: Path) -> None:
+    tracker = MLflowTracker(None, "glue-rte", "x")
+    tracker.start({}, {}, None)
+    other = "from lightning_glue import tracking\ntracking.MLflowTracker(None, 'glue-rte', 'x').start({}, {}, None, "
+    result = subprocess.run(
+        [sys.executable, "-c", f"{other}{tracker.run_id!r})"],
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+    )
+    assert f"run {tracker.run_id} is being trained by another process" in result.stderr
+    tracker.finish("FINISHED")
+
+
+def test_a_database_that_cannot_be_used_is_one_line(tmp_path: Path) -> None:
     with pytest.raises(
-        UserError, match=r"MLflow at http://127\.0\.0\.1:9 cannot be used: .*; see tracking\.uri"
+        UserError, match=r"MLflow at sqlite:////proc/nowhere/x\.db cannot be used: .*; see tracking\.uri"
     ) as error:
-        MLflowTracker("http://127.0.0.1:9", "glue-rte", "x").start({}, {}, None)
+        MLflowTracker("sqlite:////proc/nowhere/x.db", "glue-rte", "x").start({}, {}, None)
     assert "\n" not in str(error.value)
+    assert not Path("mlruns").exists()
 
 
-def test_large_files_go_straight_into_a_local_store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
+def test_large_files_go_straight_into_a_local_store() -> None:
     tracker = MLflowTracker(None, "glue-rte", "x")
     tracker.start({}, {}, None)
     with tracker.artifact_folder("checkpoints") as folder:
-        assert folder.is_relative_to(tmp_path / "mlruns")
-    assert tracker.uri == f"sqlite:///{tmp_path / 'mlflow.db'}"  # what plain `mlflow ui` opens
+        assert folder.is_relative_to(Path.cwd() / "mlruns")
+        (folder / "best.ckpt").write_bytes(b"weights")
+    assert tracker.uri == f"sqlite:///{Path.cwd() / 'mlflow.db'}"  # what plain `mlflow ui` opens
     assert tracker.run_id in tracker.describe()
     tracker.finish("KILLED")
-    assert mlflow.MlflowClient(tracker.uri).get_run(tracker.run_id).info.status == "KILLED"
+    assert the_run(tracker.uri, "glue-rte").info.status == "KILLED"
+    assert [path.name for path in Path.cwd().rglob("*.ckpt")] == ["best.ckpt"]
+    assert find_journal(Path("mlruns/.journal"), tracker.run_id) == tracker.folder
+    assert not Courier(tracker.folder).deliver()
+    assert Journal(tracker.folder).read()[-1][0]["status"][0] == "KILLED"

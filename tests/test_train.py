@@ -265,6 +265,8 @@ train.main()
         (["tracking.uri=sqlite:////proc/nowhere/x.db"], "MLflow at sqlite:////proc/nowhere/x.db cannot be used"),
         (["--init-from", "nowhere.pt"], "nowhere.pt: no checkpoint there"),
         (["data.glue_dir=nowhere", "--data", "glue"], "nowhere is not a folder"),
+        (["trainer.val_check_interval=100000"], "trainer.val_check_interval=100000 batches, but an epoch of WNLI has"),
+        (["model.architecture.encoder_attention_heads=7"], "cannot be shared by 7 encoder_attention_heads"),
         (["--procs", "8", "data.batch_size=4"], "data.batch_size=4 examples a step cannot be shared by 8 processes"),
     ],
 )

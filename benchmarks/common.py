@@ -1,0 +1,76 @@
+"""What every benchmark prints: the machine, the versions and how busy it was."""
+
+from __future__ import annotations
+
+import os
+import platform
+import statistics
+import time
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from lightning_glue.data import TokenizedSplit
+    from lightning_glue.tokenizer import Tokenizer
+
+BASE = {
+    "encoder_layers": 12, "encoder_embed_dim": 768, "encoder_ffn_embed_dim": 3072, "encoder_attention_heads": 12,
+    "max_positions": 512,
+}  # fmt: skip
+
+
+def describe_machine() -> str:
+    """Processor, cores this process may use, memory, versions, load."""
+    import psutil
+
+    from lightning_glue.hardware import cpu_has_bf16
+
+    lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    bf16 = "with bf16 products" if cpu_has_bf16() else "without bf16 products"
+    memory = psutil.virtual_memory().total / 2**30
+    return (
+        f"{names[0] if names else platform.machine()} {bf16}, {len(os.sched_getaffinity(0))} cores, {memory:.0f} GiB; "
+        f"Python {platform.python_version()}; {versions('torch', 'pytorch-lightning', 'transformers', 've-fairseq')}; "
+        f"load {os.getloadavg()[0]:.1f} at the start"
+    )
+
+
+def versions(*packages: str) -> str:
+    """``name version`` of those that are installed."""
+    found = []
+    for package in packages:
+        try:
+            found.append(f"{package} {version(package)}")
+        except PackageNotFoundError:
+            continue
+    return ", ".join(found)
+
+
+def matmul_rate(dtype: str, device: str = "cpu") -> float:
+    """The machine's own FLOP/s: in the largest product of a roberta.base layer, or one that fills a GPU."""
+    import torch
+
+    rows, inner, columns = (1024, 768, 3072) if device == "cpu" else (8192, 8192, 8192)
+    a = torch.randn(rows, inner, dtype=getattr(torch, dtype), device=device)
+    b = torch.randn(inner, columns, dtype=getattr(torch, dtype), device=device)
+    seconds = []
+    for _ in range(20):
+        start = time.perf_counter()
+        product = a @ b
+        product[0, 0].item()  # waits for a GPU
+        seconds.append(time.perf_counter() - start)
+    return 2 * rows * inner * columns / statistics.median(seconds)
+
+
+def real_rows(task_name: str, folder: Path, tokenizer: Tokenizer) -> TokenizedSplit:
+    """Training rows of a task from GLUE_DIR, else from the sample."""
+    from lightning_glue import preprocess, sources
+    from lightning_glue.data import load_split
+    from lightning_glue.tasks import get_task
+
+    task = get_task(task_name)
+    source = "glue" if os.environ.get("GLUE_DIR") else "sample"
+    root = sources.glue_directory(task, source, os.environ.get("GLUE_DIR"))
+    return load_split(task, task.splits[0], preprocess.prepare(task, root, tokenizer, folder, "stop").directory, 512)

@@ -1,0 +1,301 @@
+"""One side of train.py in its own process: ``python benchmarks/peers.py SIDE TASK FOLDER STEPS`` prints a JSON line.
+
+FOLDER holds ``glue/`` (raw rows), ``bin/`` (the same in fairseq's layout), ``few/`` (as many training rows as are
+trained on) and ``start/`` (a fairseq checkpoint). A side that groups examples by length does so over all rows, and then
+trains on a number of its batches that stand for them: the first ones of an epoch would all be long.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+CHECKED = 8  # dev rows whose loss before training is compared
+
+
+def spread(sizes: Sequence[int], count: int) -> list[int]:
+    """Indices of ``count`` batches that stand for all: evenly spaced by size, in random order."""
+    by_size = sorted(range(len(sizes)), key=sizes.__getitem__)
+    chosen = [by_size[int((i + 0.5) * len(sizes) / count)] for i in range(count)]
+    return random.Random(0).sample(chosen, count)
+
+
+@dataclass(frozen=True)
+class Side:
+    library: str
+    precision: str  # fp32 or bf16
+    grouped: bool = False  # Hugging Face: batches of similar lengths
+
+    @property
+    def ours(self) -> bool:
+        return self.library == "ours"
+
+
+SIDES = {
+    "fairseq-hydra-train": Side("fairseq", "fp32"),
+    "HF Trainer": Side("huggingface", "fp32"),
+    "HF Trainer grouped": Side("huggingface", "fp32", grouped=True),
+    "HF Trainer bf16 grouped": Side("huggingface", "bf16", grouped=True),
+    "lightning-glue fp32": Side("ours", "fp32"),
+    "lightning-glue bf16": Side("ours", "bf16"),
+}
+
+
+@dataclass
+class Stopwatch:
+    """What was seen and how long it took, from the first step's start to the last one's end."""
+
+    loss: float = 0.0
+    examples: int = 0
+    real_tokens: int = 0
+    padded_tokens: int = 0
+    begin: float = 0.0
+    end: float = 0.0
+    evaluation: list[float] = field(default_factory=list)
+    evaluated: int = 0
+
+    def start(self) -> None:
+        self.begin = self.begin or time.perf_counter()
+
+    def saw(self, examples: int, real: int, padded: int) -> None:
+        self.examples, self.real_tokens = self.examples + examples, self.real_tokens + real
+        self.padded_tokens += padded
+
+    def stop(self) -> None:
+        self.end = time.perf_counter()
+
+    def report(self, side: str) -> None:
+        seen = {
+            "side": side,
+            "loss": self.loss,
+            "train_examples": self.examples,
+            "train_seconds": self.end - self.begin,
+            "eval_examples": self.evaluated,
+            "eval_seconds": self.evaluation[-1] - self.evaluation[0],
+            "real_tokens": self.real_tokens,
+            "padded_tokens": self.padded_tokens,
+        }
+        print("\n" + json.dumps(seen), flush=True)
+
+
+def run_fairseq(side: Side, task: str, folder: Path, steps: int, watch: Stopwatch) -> None:
+    """The tutorial's command and config, on the CPU; timers around the trainer's own methods."""
+    import fairseq
+    import torch
+    from fairseq.trainer import Trainer
+    from fairseq_cli.hydra_train import cli_main
+
+    train_step, valid_step = Trainer.train_step, Trainer.valid_step
+
+    def timed_train_step(self: Any, samples: list[dict[str, Any]], raise_oom: bool = False) -> Any:
+        if not watch.begin:
+            rows = self.task.dataset("valid")
+            self.model.eval()
+            with torch.no_grad():
+                loss, count, _ = self.criterion(self.model, rows.collater([rows[i] for i in range(CHECKED)]))
+            watch.loss = float(loss) / count
+            watch.start()
+        result = train_step(self, samples, raise_oom)
+        for sample in samples:
+            tokens = sample["net_input"]["src_tokens"]
+            watch.saw(len(tokens), int(sample["ntokens"]), tokens.numel())
+        watch.stop()
+        return result
+
+    def timed_valid_step(self: Any, sample: dict[str, Any], raise_oom: bool = False) -> Any:
+        watch.evaluation.append(time.perf_counter())
+        result = valid_step(self, sample, raise_oom)
+        watch.evaluated += len(sample["net_input"]["src_tokens"])
+        watch.evaluation.append(time.perf_counter())
+        return result
+
+    Trainer.train_step, Trainer.valid_step = timed_train_step, timed_valid_step
+    config = Path(fairseq.__file__).parent / "examples/roberta/config/finetuning"
+    name = {"SST-2": "sst_2", "STS-B": "sts_b"}.get(task, task.lower())
+    options = {
+        "task.data": (folder / "few").resolve(),
+        "checkpoint.restore_file": folder / "start" / "checkpoint_best.pt",
+        "checkpoint.no_save": True,
+        "common.fp16": False,
+        "common.cpu": True,
+        "optimization.max_epoch": 1,
+    }
+    sys.argv = ["fairseq-hydra-train", "--config-dir", str(config), "--config-name", name]
+    sys.argv += [f"{key}={value}" for key, value in options.items()]
+    cli_main()
+
+
+def fine_tuned(folder: Path) -> Any:
+    from lightning_glue.checkpoint import load_fine_tuned
+
+    return load_fine_tuned(str(folder / "start"), None).model
+
+
+def hugging_face_model(folder: Path, outputs: int) -> Any:
+    """RobertaForSequenceClassification with the weights of ``start/``."""
+    from transformers import RobertaConfig, RobertaForSequenceClassification
+
+    state = fine_tuned(folder).state_dict()
+    encoder = "encoder.sentence_encoder."
+    vocabulary = len(state[f"{encoder}embed_tokens.weight"])
+    model = RobertaForSequenceClassification(
+        RobertaConfig(vocab_size=vocabulary, max_position_embeddings=514, type_vocab_size=1, layer_norm_eps=1e-5,
+                      pad_token_id=1, bos_token_id=0, eos_token_id=2, num_labels=outputs)
+    )  # fmt: skip
+    names = {
+        "roberta.embeddings.word_embeddings": f"{encoder}embed_tokens",
+        "roberta.embeddings.position_embeddings": f"{encoder}embed_positions",
+        "roberta.embeddings.LayerNorm": f"{encoder}layernorm_embedding",
+        "classifier.dense": "classification_heads.sentence_classification_head.dense",
+        "classifier.out_proj": "classification_heads.sentence_classification_head.out_proj",
+    }
+    parts = {
+        "attention.self.query": "self_attn.q_proj", "attention.self.key": "self_attn.k_proj",
+        "attention.self.value": "self_attn.v_proj", "attention.output.dense": "self_attn.out_proj",
+        "attention.output.LayerNorm": "self_attn_layer_norm", "intermediate.dense": "fc1", "output.dense": "fc2",
+        "output.LayerNorm": "final_layer_norm",
+    }  # fmt: skip
+    for layer in range(12):
+        names |= {f"roberta.encoder.layer.{layer}.{a}": f"{encoder}layers.{layer}.{b}" for a, b in parts.items()}
+    ours = {f"{a}.{kind}": state.get(f"{b}.{kind}") for a, b in names.items() for kind in ("weight", "bias")}
+    missing, unexpected = model.load_state_dict({a: b for a, b in ours.items() if b is not None}, strict=False)
+    assert missing == ["roberta.embeddings.token_type_embeddings.weight"] and not unexpected, (missing, unexpected)
+    model.roberta.embeddings.token_type_embeddings.weight.data.zero_()
+    return model
+
+
+def grouped_rows(rows: list[dict[str, Any]], size: int, steps: int) -> list[dict[str, Any]]:
+    """The rows of ``steps`` batches that Trainer's own sampler makes of similar lengths."""
+    import torch
+    from transformers.trainer_pt_utils import LengthGroupedSampler
+
+    lengths = [len(row["input_ids"]) for row in rows]
+    order = list(LengthGroupedSampler(size, lengths=lengths, generator=torch.Generator().manual_seed(1)))
+    batches = [order[i : i + size] for i in range(0, len(order) - size + 1, size)]
+    chosen = spread([sum(lengths[i] for i in batch) for batch in batches], steps)
+    return [rows[i] for batch in chosen for i in batches[batch]]
+
+
+def run_hugging_face(side: Side, task: str, folder: Path, steps: int, watch: Stopwatch) -> None:
+    """Trainer as its documentation has it: dynamic padding; at its best: bf16 and batches of similar lengths."""
+    import torch
+    from transformers import Trainer, TrainerCallback, TrainingArguments
+
+    from lightning_glue import config as configuration
+    from lightning_glue.data import load_split
+    from lightning_glue.tasks import get_task
+
+    known, config = get_task(task), configuration.compose([], task=task)
+    rows = {}
+    for split in (known.splits[0], known.dev[0]):
+        few = split.name == "train" and not side.grouped
+        tokens = load_split(known, split, folder / ("few" if few else "bin"), 512)
+        ids = [tokens.tokens[s : s + n].tolist() for s, n in zip(tokens.starts, tokens.lengths)]
+        rows[split.name] = [{"input_ids": x, "labels": int(y)} for x, y in zip(ids, tokens.targets)]
+
+    def collate(batch: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
+        ids = [torch.tensor(row["input_ids"]) for row in batch]
+        padded = torch.nn.utils.rnn.pad_sequence(ids, batch_first=True, padding_value=1)
+        if watch.counting:  # type: ignore[attr-defined]
+            watch.saw(len(batch), sum(map(len, ids)), padded.numel())
+        labels = torch.tensor([row["labels"] for row in batch])
+        return {"input_ids": padded, "attention_mask": (padded != 1).long(), "labels": labels}
+
+    class Timer(TrainerCallback):
+        def on_step_begin(self, *_: Any, **__: Any) -> None:
+            watch.start()
+
+        def on_step_end(self, *_: Any, **__: Any) -> None:
+            watch.stop()
+
+    model = hugging_face_model(folder, known.num_outputs).eval()
+    watch.counting = False  # type: ignore[attr-defined]
+    with torch.no_grad():
+        watch.loss = float(model(**collate(rows[known.dev[0].name][:CHECKED])).loss)
+    watch.counting = True  # type: ignore[attr-defined]
+    arguments = TrainingArguments(
+        "out", use_cpu=True, num_train_epochs=1, per_device_train_batch_size=config.data.batch_size,
+        learning_rate=config.lr, weight_decay=0.1, adam_beta2=0.98, adam_epsilon=1e-6, warmup_steps=0.06,
+        lr_scheduler_type="linear", report_to=[], save_strategy="no", disable_tqdm=True, bf16=side.precision == "bf16",
+        train_sampling_strategy="sequential" if side.grouped else "random",  # grouped_rows() keeps to its own order
+    )  # fmt: skip
+    train, dev = rows["train"], rows[known.dev[0].name]
+    if side.grouped:
+        train = grouped_rows(train, config.data.batch_size, steps)
+    trainer = Trainer(model, arguments, collate, train, dev, callbacks=[Timer()])
+    trainer.train()
+    watch.counting = False  # type: ignore[attr-defined]
+    watch.evaluation.append(time.perf_counter())
+    trainer.evaluate()
+    watch.evaluation.append(time.perf_counter())
+    watch.evaluated = len(dev)
+
+
+def run_ours(side: Side, task: str, folder: Path, steps: int, watch: Stopwatch) -> None:
+    """What ``python -m lightning_glue.train`` builds and runs, without tracking."""
+    import pytorch_lightning as pl
+    import torch
+    from torch.utils.data import DataLoader
+
+    from lightning_glue import config as configuration
+    from lightning_glue.batching import MicroBatch, TrainSampler
+    from lightning_glue.model import logits, task_loss
+    from lightning_glue.train import build, prepare_process
+
+    class Timer(pl.Callback):
+        def on_train_batch_start(self, trainer: Any, module: Any, batch: Any, index: int) -> None:
+            watch.start()
+            watch.saw(len(batch["ids"]), batch["real_tokens"], batch["tokens"].numel())
+
+        def on_train_batch_end(self, *_: Any) -> None:
+            watch.stop()
+
+        def on_validation_start(self, *_: Any) -> None:
+            watch.evaluation.append(time.perf_counter())
+
+        def on_validation_batch_end(self, trainer: Any, module: Any, outputs: Any, batch: Any, *_: Any) -> None:
+            watch.evaluated += len(batch["ids"])
+
+        def on_validation_end(self, *_: Any) -> None:
+            watch.evaluation.append(time.perf_counter())
+
+    precision = {"fp32": "32-true", "bf16": "bf16-mixed"}[side.precision]
+    overrides = ["trainer.gpus=0", "trainer.max_epochs=1", f"trainer.precision={precision}"]
+    config = configuration.compose(overrides, task=task, model=str(folder / "start" / "checkpoint_best.pt"))
+    prepare_process(config)
+    module, data, _ = build(config)
+    module.model.load_state_dict(fine_tuned(folder).state_dict())  # with the same head as the others
+    dev = data.splits[module.task.dev[0].name]
+    batch = dev[MicroBatch(torch.arange(CHECKED).numpy(), 1.0)]
+    with torch.no_grad():
+        watch.loss = float(task_loss(logits(module.model.eval(), batch["tokens"]), batch["targets"]).mean())
+    module.model.train()
+    train = data.splits["train"]
+    batches = list(TrainSampler(train.lengths, config.data.batch_size, seed=1, pool=config.data.length_pool))[:-1]
+    chosen = spread([int(train.lengths[batch.indices].sum()) for batch in batches], steps)
+    loader = DataLoader(train, sampler=[batches[i] for i in chosen], batch_size=None)
+    pl.Trainer(
+        accelerator="cpu", max_epochs=1, precision=precision, callbacks=[Timer()], logger=False,
+        use_distributed_sampler=False, enable_checkpointing=False, enable_progress_bar=False,
+        enable_model_summary=False, num_sanity_val_steps=0,
+    ).fit(module, loader, data.val_dataloader())  # fmt: skip
+
+
+def main() -> None:
+    name, task, folder, steps = sys.argv[1], sys.argv[2], Path(sys.argv[3]), int(sys.argv[4])
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    side, watch = SIDES[name], Stopwatch()
+    run = {"fairseq": run_fairseq, "huggingface": run_hugging_face, "ours": run_ours}[side.library]
+    run(side, task, folder, steps, watch)
+    watch.report(name)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,287 @@
+"""Runs the trials of a study on this machine: claims them, feeds them to warm processes, decides, survives deaths.
+
+The controller is no DDP process and trains nothing itself, so a trial may crash in any way without taking the study
+along. Several controllers, on one machine or many, share a study through its storage.
+"""
+
+from __future__ import annotations
+
+import selectors
+import shutil
+import signal
+import statistics
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from types import FrameType
+from typing import Any, Protocol
+
+from optuna.trial import FrozenTrial, TrialState
+
+from lightning_glue.channel import Message
+from lightning_glue.errors import UserError
+from lightning_glue.space import Space
+from lightning_glue.study import SharedStudy
+from lightning_glue.trial import Job
+from lightning_glue.workers import Group, Place, log_folder, scratch_folder
+
+_FAILURES_IN_A_ROW = 3  # after which something other than the parameters must be wrong
+
+
+@dataclass
+class Running:
+    """A trial on a group.
+
+    Attributes:
+        values: selection metric of each seed that is through.
+        finished: processes that are through with the current seed.
+    """
+
+    trial_id: int
+    number: int
+    parameters: dict[str, Any]
+    first: int  # number of the trial this one is a retry of, or its own
+    values: list[float] = field(default_factory=list)
+    runs: list[str] = field(default_factory=list)
+    collapsed: int = 0
+    outcome: Message = field(default_factory=dict)
+    finished: int = 0
+    last: tuple[int, float] | None = None  # evaluation, value
+    since: float = field(default_factory=time.monotonic)
+
+
+class Observer(Protocol):
+    """Is told what happens; must return at once."""
+
+    def changed(self, running: list[Running]) -> None: ...
+
+    def finished(self, trial: FrozenTrial, runs: list[str]) -> None: ...
+
+
+class Controller:
+    """One machine's share of a study.
+
+    Args:
+        make_job: the training of a trial with these parameters and this seed number (0, 1, ...): takes the trial's
+            :class:`Running` and the seed number.
+        seeds: trainings per trial; the trial's value is their median.
+        warm: keep a group's processes from one trial to the next.
+    """
+
+    def __init__(
+        self,
+        study: SharedStudy,
+        space: Space,
+        make_job: Callable[[Running, int, Path], Job],
+        places: list[Place],
+        observer: Observer,
+        *,
+        objective: str = "lightning_glue.trial:train_objective",
+        seeds: int = 1,
+        warm: bool = True,
+    ) -> None:
+        self.study, self.space, self.make_job, self.observer = study, space, make_job, observer
+        self.seeds, self.warm = seeds, warm
+        logs = log_folder(study.name)
+        self.groups = [Group(place, objective, logs / f"worker-{place.number}.log") for place in places]
+        self.ready: dict[int, int] = {}  # group number to processes that said so
+        self.running: dict[int, Running] = {}  # by group number
+        self.selector = selectors.DefaultSelector()
+        self.stopped_by: signal.Signals | None = None
+        self.failures_in_a_row = 0
+        self._next_beat = self._next_reap = 0.0
+
+    def run(self) -> None:
+        """Work until no trial waits or runs anywhere, or a signal comes; leaves no process behind.
+
+        Raises:
+            UserError: a training says that the user has made a mistake, or trial after trial fails.
+        """
+        previous = {number: signal.signal(number, self._stop) for number in (signal.SIGINT, signal.SIGTERM)}
+        try:
+            while not self.stopped_by and self._assign():
+                for key, _ in self.selector.select(timeout=0.5):
+                    group, rank = key.data
+                    if key.fileobj in group.channels:  # else the group ended since
+                        self._read(group, rank)
+                self._keep_time()
+        finally:
+            for group in self.groups:
+                group.stop(self.selector)
+            self.study.interrupt()
+            for number, handler in previous.items():
+                signal.signal(number, handler)
+
+    def _stop(self, number: int, _: FrameType | None) -> None:
+        if self.stopped_by:
+            raise KeyboardInterrupt  # the second time: at once
+        self.stopped_by = signal.Signals(number)
+
+    def _assign(self) -> bool:
+        """Give every idle group a trial; False when the whole study is through."""
+        waiting = True
+        for group in self.groups:
+            number = group.place.number
+            if number in self.running:
+                continue
+            if group.processes and self.ready.get(number, 0) < group.place.processes:
+                continue
+            waiting = waiting and bool(self.study.trials(TrialState.WAITING))
+            if not waiting:
+                continue
+            if not group.processes:
+                self._start(group)
+            else:
+                self._claim(group)
+        return bool(waiting or self.running or self.study.trials(TrialState.RUNNING, TrialState.WAITING))
+
+    def _start(self, group: Group) -> None:
+        self.ready[group.place.number] = 0
+        group.start()
+        group.register(self.selector)
+
+    def _claim(self, group: Group) -> None:
+        trial = self.study.claim(self.space)
+        if trial is None:
+            return
+        known = self.study.trial(trial._trial_id)
+        running = Running(
+            trial_id=trial._trial_id,
+            number=trial.number,
+            parameters=trial.params,
+            first=known.user_attrs.get("retry_of", trial.number),
+            runs=list(known.user_attrs.get("runs", [])),
+        )
+        if self.seeds > 1:  # a retry knows the seeds that are through
+            running.values = [known.intermediate_values[step] for step in sorted(known.intermediate_values)]
+        self.running[group.place.number] = running
+        self._train(group, running)
+
+    def _train(self, group: Group, running: Running) -> None:
+        seed = len(running.values)
+        running.finished, running.outcome, running.last = 0, {}, None
+        job = self.make_job(running, seed, scratch_folder(self.study.name, running.first, seed).resolve())
+        group.send({"job": asdict(job)})
+        self.observer.changed(list(self.running.values()))
+
+    def _read(self, group: Group, rank: int) -> None:
+        messages = group.channels[rank].receive()
+        if messages is None:
+            self._group_died(group)
+            return
+        for message in messages:
+            if not group.processes:  # ended by the message before
+                return
+            if message["event"] == "ready":
+                self.ready[group.place.number] += 1
+            else:
+                self._heard(group, self.running[group.place.number], rank, message)
+
+    def _heard(self, group: Group, running: Running, rank: int, message: Message) -> None:
+        match message["event"]:
+            case "run":
+                if message["run_id"] not in running.runs:
+                    running.runs.append(message["run_id"])
+                self.study.set_trial_attribute(running.trial_id, "runs", running.runs)
+            case "report":
+                running.last = (message["step"], message["value"])
+                prune = self.seeds == 1 and self.study.report(running.trial_id, *running.last)
+                group.send_to(rank, {"prune": prune})
+                self.observer.changed(list(self.running.values()))
+            case "done":
+                running.finished += 1
+                running.outcome = message if rank == 0 else running.outcome
+                if running.finished == group.place.processes:
+                    self._seed_done(group, running, running.outcome)
+            case "failed":
+                self._failed(group, running, message["kind"], message["message"])
+
+    def _seed_done(self, group: Group, running: Running, outcome: Message) -> None:
+        self._same_data(outcome["data"])
+        self.failures_in_a_row = 0
+        running.collapsed += outcome["collapsed"]
+        pruned = outcome["pruned"]
+        if not pruned:
+            running.values.append(outcome["value"])
+            if self.seeds > 1:
+                pruned = self.study.report(running.trial_id, len(running.values), outcome["value"])
+        if not pruned and len(running.values) < self.seeds:
+            self._train(group, running)
+            return
+        noted = {"collapsed": running.collapsed, "first_step_seconds": outcome["first_step_seconds"]}
+        if pruned:
+            self.study.finish(running.trial_id, TrialState.PRUNED, **noted)
+        else:
+            self.study.finish(running.trial_id, TrialState.COMPLETE, statistics.median(running.values), **noted)
+        self._leave(group, running, keep_checkpoints=False)
+
+    def _same_data(self, digests: dict[str, str]) -> None:
+        """Values on different data cannot be compared."""
+        stored = self.study.data_digests(digests)
+        for name in sorted(set(digests) | set(stored)):
+            if digests.get(name) != stored.get(name):
+                raise UserError(
+                    f"study {self.study.name!r} has trials on other data: split {name} has digest "
+                    f"{stored.get(name, 'none')[:12]} there, {digests.get(name, 'none')[:12]} here; "
+                    "use the same files or another --study"
+                )
+
+    def _failed(self, group: Group, running: Running, kind: str, reason: str) -> None:
+        if kind == "user":
+            raise UserError(reason)  # the trial is given back: it can run once the mistake is mended
+        queued = self.study.fail(running.trial_id, reason, again=kind != "memory")
+        if group.place.processes > 1 or kind == "error":
+            self._end(group)  # its other processes hang, or its state is unknown
+        self._leave(group, running, keep_checkpoints=queued)
+        self._count_failure(kind, reason, group)
+
+    def _group_died(self, group: Group) -> None:
+        reason = group.exit_reason()
+        self._end(group)
+        running = self.running.get(group.place.number)
+        if running:
+            queued = self.study.fail(running.trial_id, reason, again=True)
+            self._leave(group, running, keep_checkpoints=queued)
+        self._count_failure("died", reason, group)
+
+    def _count_failure(self, kind: str, reason: str, group: Group) -> None:
+        """Out of memory is the parameters' fault; anything else three times in a row is not."""
+        if kind == "memory":
+            return
+        self.failures_in_a_row += 1
+        if self.failures_in_a_row >= _FAILURES_IN_A_ROW + self.study.retries:
+            raise UserError(
+                f"{self.failures_in_a_row} trainings failed one after another, the last: {reason}; "
+                f"{group.log} ends with\n{group.last_words()}"
+            )
+
+    def _leave(self, group: Group, running: Running, *, keep_checkpoints: bool) -> None:
+        """The trial has its final state."""
+        del self.running[group.place.number]
+        if not keep_checkpoints:
+            for seed in range(self.seeds):
+                shutil.rmtree(scratch_folder(self.study.name, running.first, seed), ignore_errors=True)
+        if not self.warm and group.processes:
+            self._end(group)
+        self.observer.finished(self.study.trial(running.trial_id), running.runs)
+        self.observer.changed(list(self.running.values()))
+
+    def _end(self, group: Group) -> None:
+        group.stop(self.selector, grace=0)
+
+    def _keep_time(self) -> None:
+        """Heartbeats of this controller's trials, and a look at the others'."""
+        now = time.monotonic()
+        if now >= self._next_beat:
+            self._next_beat = now + self.study.heartbeat
+            for group in self.groups:
+                running = self.running.get(group.place.number)
+                if running and not self.study.beat(running.trial_id):
+                    self._end(group)  # taken for dead: somebody else goes on with its trial
+                    del self.running[group.place.number]
+        if now >= self._next_reap:
+            self._next_reap = now + self.study.heartbeat
+            for trial in self.study.reap():
+                self.observer.finished(self.study.trial(trial._trial_id), trial.user_attrs.get("runs", []))
+            self.observer.changed(list(self.running.values()))

@@ -1,0 +1,159 @@
+"""Register a run's best model as ``glue-<task>``: ``python -m lightning_glue.registry RUN_ID``.
+
+Every finished training does so by itself (``tracking.register``); models of generated data are ``glue-<task>-sample``.
+The model is the run's exported fairseq directory itself, with an MLmodel file beside the weights: nothing is copied.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import tempfile
+from contextlib import suppress
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from lightning_glue.errors import UserError, run_main
+from lightning_glue.store import open_store, reason
+from lightning_glue.tasks import Task, get_task
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+    from mlflow.entities import Run
+    from mlflow.entities.model_registry import ModelVersion
+
+CHAMPION = "champion"
+_EXPORT = "fairseq"  # the run's artifact folder
+_LINEAGE, _DATA, _SCORE = ("lineage.", "mlflow.source.git.commit"), "data.", "score"  # tags of a version
+
+
+def describe_model(task: Task, run_id: str, folder: Path) -> None:
+    """Write MLmodel, signature and input example of an exported directory into ``folder``."""
+    import pandas as pd
+    from mlflow import pyfunc
+    from mlflow.models import Model, ModelSignature
+    from mlflow.types import ColSpec, DataType, Schema
+
+    from lightning_glue.serving import input_columns
+
+    texts = input_columns(task)
+    outputs = [ColSpec(DataType.double, f"probability_{label}") for label in task.labels]
+    outputs = [ColSpec(DataType.string, "label"), *outputs] if outputs else [ColSpec(DataType.double, "score")]
+    inputs = Schema([ColSpec(DataType.string, name) for name in texts])
+    model = Model(run_id=run_id, artifact_path=_EXPORT, signature=ModelSignature(inputs, Schema(outputs)))
+    pyfunc.add_to_model(model, loader_module="lightning_glue.serving")
+    example = pd.DataFrame({name: ["A sentence of the input."] for name in texts})
+    (folder / "input_example.json").write_text(json.dumps(example.to_dict(orient="split", index=False)))
+    model.saved_input_example_info = {
+        "artifact_path": "input_example.json", "type": "dataframe", "pandas_orient": "split",
+    }  # fmt: skip
+    model.save(str(folder / "MLmodel"))
+
+
+def digests(run: Run) -> dict[str, str]:
+    """Digest of each split that a run was trained and scored on."""
+    return {entry.dataset.name.rpartition("/")[2]: entry.dataset.digest for entry in run.inputs.dataset_inputs}
+
+
+def difference(one: dict[str, str], other: dict[str, str]) -> str:
+    """Which splits differ between two sets of digests, in words."""
+    names = [name for name in sorted(one.keys() | other.keys()) if one.get(name) != other.get(name)]
+    return "; ".join(f"{name} {one.get(name, 'none')[:12]} against {other.get(name, 'none')[:12]}" for name in names)
+
+
+def score(run: Run, task: Task) -> float:
+    name = f"best/{task.selection_metric}"
+    if name not in run.data.metrics:
+        raise UserError(f"run {run.info.run_id} has no metric {name}: it was not trained to its end")
+    return run.data.metrics[name]
+
+
+def promote(client: MlflowClient, name: str, version: ModelVersion, task: Task) -> str:
+    """Make a version the champion if it beats the holder on the same dev data; says what was decided.
+
+    What is compared stands on the versions themselves, so that a holder whose run was deleted can still be beaten.
+    """
+    number = client.get_registered_model(name).aliases.get(CHAMPION)
+    if number is not None:
+        holder = client.get_model_version(name, number)
+        one, other = (_dev_data(each) for each in (holder, version))
+        if one != other:
+            return f"not compared with the champion, version {number}: {difference(one, other)}"
+        theirs, mine = float(holder.tags[_SCORE]), float(version.tags[_SCORE])
+        if mine <= theirs and str(number) != str(version.version):
+            return f"version {number} stays champion: {task.selection_metric} {theirs:.4f} against {mine:.4f}"
+    client.set_registered_model_alias(name, CHAMPION, version.version)
+    return f"the champion: {task.selection_metric} {float(version.tags[_SCORE]):.4f}"
+
+
+def _dev_data(version: ModelVersion) -> dict[str, str]:
+    return {key.removeprefix(_DATA): value for key, value in version.tags.items() if key.startswith(_DATA + "dev")}
+
+
+def register(client: MlflowClient, run_id: str) -> tuple[str, str, str]:
+    """Register a finished run's best model once.
+
+    Returns:
+        The registered name, the version, and what became of the alias ``champion``.
+
+    Raises:
+        UserError: an unfinished or a diverged run, or one without an exported model.
+        MlflowException, OSError: the server is away or refuses.
+    """
+    run = client.get_run(run_id)
+    if run.info.status != "FINISHED" or "task.name" not in run.data.params:
+        raise UserError(f"run {run_id} is {run.info.status}; only a finished training can be registered")
+    task = get_task(run.data.params["task.name"])
+    score(run, task)
+    lost = [name for name, value in run.data.metrics.items() if name.startswith("best/") and not math.isfinite(value)]
+    if lost:
+        raise UserError(f"run {run_id}: {lost[0]} is no finite number, so the training diverged; not registered")
+    if not client.list_artifacts(run_id, _EXPORT):
+        raise UserError(f"run {run_id} has no folder {_EXPORT!r}: train with tracking.checkpoints=true")
+    name = task.experiment + ("-sample" if run.data.params.get("data.source") == "sample" else "")
+    earlier = client.search_model_versions(f"run_id = '{run_id}'")
+    version = earlier[0] if earlier else _new_version(client, name, run, task)
+    return name, version.version, promote(client, name, version, task)
+
+
+def _new_version(client: MlflowClient, name: str, run: Run, task: Task) -> ModelVersion:
+    with tempfile.TemporaryDirectory(prefix="lightning-glue-") as folder:
+        describe_model(task, run.info.run_id, Path(folder))
+        client.log_artifacts(run.info.run_id, folder, _EXPORT)
+    _make_registered_model(client, name, f"RoBERTa fine-tuned on {task.name}")
+    tags = {key: value for key, value in run.data.tags.items() if key.startswith(_LINEAGE)}
+    tags |= {f"{_DATA}{split}": digest for split, digest in digests(run).items()}
+    tags[_SCORE] = repr(score(run, task))
+    return client.create_model_version(name, f"{run.info.artifact_uri}/{_EXPORT}", run.info.run_id, tags=tags)
+
+
+def _make_registered_model(client: MlflowClient, name: str, description: str) -> None:
+    from mlflow.exceptions import MlflowException
+
+    with suppress(MlflowException):  # it exists, or another training is just making it
+        client.create_registered_model(name, description=description)
+    client.get_registered_model(name)  # raises what really went wrong
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        prog="python -m lightning_glue.registry",
+        description="Register a run's best model; alias champion goes to the best on the same dev data.",
+    )
+    parser.add_argument("run_id", metavar="RUN_ID")
+    parser.add_argument("--uri", metavar="URI", help="tracking store (default: MLFLOW_TRACKING_URI, else ./mlflow.db)")
+    args = parser.parse_args()
+    from mlflow.exceptions import MlflowException
+
+    client, _ = open_store(args.uri)
+    try:
+        name, version, decision = register(client, args.run_id)
+    except (MlflowException, OSError) as error:
+        raise UserError(f"run {args.run_id} cannot be registered: {reason(error)}") from None
+    print(f"{name} version {version} ({decision})")
+    print(f'mlflow.pyfunc.load_model("models:/{name}@{CHAMPION}")')
+
+
+if __name__ == "__main__":
+    run_main(main)

@@ -1,0 +1,153 @@
+"""Serve the runs: ``python -m lightning_glue.server``; with ``--db`` for a team, with users and passwords.
+
+Everything is MLflow's own server; this module checks what it is given before MLflow answers with a traceback, and keeps
+passwords out of command lines.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import secrets
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+from lightning_glue.errors import UserError, run_main
+
+_PASSWORD = "MLFLOW_AUTH_ADMIN_PASSWORD"
+_LOCAL_DB, _ARTIFACTS = "sqlite:///mlflow.db", "mlruns"
+_REMOTE = {"s3": "boto3", "gs": "google.cloud.storage", "abfss": "azure.storage.filedatalake"}  # what each scheme needs
+# Users of a team go on with each other's experiments; MANAGE, to delete or to grant, stays with the owner.
+_AUTH = """[mlflow]
+default_permission = EDIT
+database_uri = {database}
+admin_username = admin
+authorization_function = mlflow.server.auth:authenticate_request_basic_auth
+auth_cache_ttl_seconds = 60
+"""
+
+
+def parse_arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="python -m lightning_glue.server",
+        description="Serve runs and models over HTTP with MLflow's own server.",
+        epilog=f"With --db every request needs a user: admin, with the password in {_PASSWORD}, adds the others.",
+    )
+    parser.add_argument("--db", metavar="URL", default=os.environ.get("MLFLOW_BACKEND_STORE_URI"),
+                        help="postgresql://user:password@host/name, better given as MLFLOW_BACKEND_STORE_URI, which "
+                        f"nobody else sees (default: {_LOCAL_DB})")  # fmt: skip
+    parser.add_argument("--artifacts", metavar="PLACE", default=_ARTIFACTS, help="folder or s3://bucket/path, which "
+                        "clients reach through the server (default: %(default)s)")  # fmt: skip
+    parser.add_argument("--host", default="127.0.0.1", help="address to listen on (default: %(default)s)")
+    parser.add_argument("--port", type=int, default=5000, help="default: %(default)s")
+    parser.add_argument("--allowed-hosts", metavar="NAMES", default="",
+                        help="names under which clients reach the server, separated by commas")  # fmt: skip
+    parser.add_argument("--workers", type=int, default=2, help="server processes (default: %(default)s)")
+    args = parser.parse_args()
+    if args.workers < 1:
+        raise UserError(f"--workers {args.workers}; expected at least 1")
+    return args
+
+
+def with_driver(url: str) -> str:
+    """The database URL with the installed driver: SQLAlchemy takes plain ``postgresql://`` for psycopg2."""
+    scheme, separator, rest = url.partition("://")
+    return f"postgresql+psycopg{separator}{rest}" if scheme in ("postgres", "postgresql") else url
+
+
+def check_database(url: str) -> None:
+    """Raise UserError where the database does not answer; the message shows no password."""
+    import sqlalchemy
+    from sqlalchemy.engine import make_url
+
+    try:
+        shown = make_url(url).render_as_string(hide_password=True)
+        with sqlalchemy.create_engine(url).connect():
+            return
+    except sqlalchemy.exc.ArgumentError:
+        raise UserError("--db is no database URL; expected postgresql://user:password@host/name") from None
+    except ImportError as error:
+        raise UserError(f"--db {shown} needs a package: {error}; pip install 'lightning-glue[server]'") from None
+    except sqlalchemy.exc.SQLAlchemyError as error:
+        raise UserError(f"--db {shown} cannot be reached: {str(error).splitlines()[0][:200]}") from None
+
+
+def check_address(host: str, port: int) -> None:
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((host, port))
+        except (OSError, OverflowError) as error:
+            raise UserError(f"{host}:{port} cannot be used ({error}); choose another --port") from None
+
+
+def check_artifacts(place: str) -> None:
+    import importlib.util
+
+    scheme, separator, _ = place.partition("://")
+    package = _REMOTE.get(scheme) if separator else None
+    if package and importlib.util.find_spec(package.partition(".")[0]) is None:
+        raise UserError(f"--artifacts {place} needs the package {package}; pip install 'lightning-glue[server]'")
+
+
+def allowed_hosts(host: str, names: str) -> str:
+    """Host headers the server answers to: this machine's own names and ``names``, each with any port."""
+    own = {"localhost", "127.0.0.1", host, socket.gethostname(), socket.getfqdn()}
+    known = own | {name.strip() for name in names.split(",")}
+    return ",".join(pattern for name in sorted(known - {"", "0.0.0.0"}) for pattern in (name, f"{name}:*"))
+
+
+def team_environment(url: str, folder: Path) -> dict[str, str]:
+    """Environment of a server with users, who are kept in the same database."""
+    if not os.environ.get(_PASSWORD):
+        raise UserError(f"--db: set {_PASSWORD} to the password of the user admin, 12 characters or more")
+    import importlib.util
+
+    if importlib.util.find_spec("flask_wtf") is None:
+        raise UserError("--db: users need the package Flask-WTF; pip install 'lightning-glue[server]'")
+    config = folder / "auth.ini"
+    config.touch(mode=0o600)
+    config.write_text(_AUTH.format(database=url.replace("%", "%%")))  # configparser reads % as its own
+    return {
+        "MLFLOW_AUTH_CONFIG_PATH": str(config),
+        "MLFLOW_FLASK_SERVER_SECRET_KEY": os.environ.get("MLFLOW_FLASK_SERVER_SECRET_KEY", secrets.token_hex(32)),
+    }
+
+
+def serve(args: argparse.Namespace) -> int:
+    """Run the server until it is stopped; its exit status."""
+    check_address(args.host, args.port)
+    check_artifacts(args.artifacts)
+    url = with_driver(args.db or _LOCAL_DB)
+    check_database(url)
+    command = [sys.executable, "-m", "mlflow", "server", "--host", args.host, "--port", str(args.port)]
+    command += ["--workers", str(args.workers), "--allowed-hosts", allowed_hosts(args.host, args.allowed_hosts)]
+    environment = {
+        **os.environ,
+        "MLFLOW_BACKEND_STORE_URI": url,
+        "MLFLOW_ARTIFACTS_DESTINATION": args.artifacts,
+        "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",  # for MLflow's own evaluation jobs; starts in half the time
+    }
+    with tempfile.TemporaryDirectory(prefix="lightning-glue-") as folder:
+        if args.db:
+            environment |= team_environment(url, Path(folder))
+            command += ["--app-name", "basic-auth"]
+        process = subprocess.Popen(command, env=environment)
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, lambda *_: process.terminate())
+        print(f"serving {'a team' if args.db else 'this folder'} on http://{args.host}:{args.port}", flush=True)
+        print(f"  train elsewhere with MLFLOW_TRACKING_URI=http://{args.host}:{args.port}", flush=True)
+        return process.wait()
+
+
+def main() -> None:
+    status = serve(parse_arguments())
+    sys.exit(0 if status == -signal.SIGTERM else status)
+
+
+if __name__ == "__main__":
+    run_main(main)

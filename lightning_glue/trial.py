@@ -1,0 +1,204 @@
+"""The process that runs trials: started by the controller of a study, fed with jobs, warm from one to the next."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import os
+import queue
+import signal
+import socket
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from lightning_glue.channel import Channel, Message
+from lightning_glue.errors import UserError
+from lightning_glue.imports import quick_imports
+
+if TYPE_CHECKING:
+    from lightning_glue.config import Config
+    from lightning_glue.monitor import BestEvaluation
+    from lightning_glue.resume import Resume
+
+_LAST_SECONDS = 30.0  # for an orderly end once the controller is gone
+
+
+@dataclass(frozen=True)
+class Job:
+    """One training.
+
+    Attributes:
+        choices: ``task``, ``model``, ``data``, ``experiment`` of :func:`lightning_glue.config.compose`.
+        overrides: the command line's keys, then the trial's parameters and seed.
+        tags: for the MLflow run.
+        checkpoints: folder for them; if it has some, from a process that died, the training goes on from there.
+    """
+
+    choices: dict[str, str | None]
+    overrides: list[str]
+    tags: dict[str, str]
+    checkpoints: str
+    collapse_margin: float = 0.0
+
+
+@dataclass
+class Outcome:
+    """What a training came to.
+
+    Attributes:
+        value: the highest selection metric of its evaluations; None where it was stopped before the first.
+        collapsed: whether ``value`` is that of predicting the majority class.
+        first_step_seconds: from the job's arrival to the end of the first optimizer step.
+        data: digests of the splits, by name.
+    """
+
+    value: float | None
+    run_id: str = ""
+    pruned: bool = False
+    collapsed: bool = False
+    first_step_seconds: float | None = None
+    data: dict[str, str] = field(default_factory=dict)
+
+
+Report = Callable[[int, float], bool]  # (evaluation, value) -> whether to stop
+Objective = Callable[[Job, Report, Callable[[str], None]], Outcome]  # the last tells the MLflow run id
+
+
+class Link:
+    """The worker's end of the channel. The controller's death ends this process, in order if it can."""
+
+    def __init__(self, channel: Channel) -> None:
+        self.channel = channel
+        self.inbox: queue.Queue[Message] = queue.Queue()
+        threading.Thread(target=self._listen, daemon=True).start()
+
+    def _listen(self) -> None:
+        while (messages := self.channel.receive()) is not None:
+            for message in messages:
+                self.inbox.put(message)
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(_LAST_SECONDS)
+        os._exit(1)
+
+    def report(self, evaluation: int, value: float) -> bool:
+        """Tell an evaluation and wait for the decision."""
+        self.channel.send({"event": "report", "step": evaluation, "value": value})
+        return bool(self.inbox.get()["prune"])
+
+    def tell_run(self, run_id: str) -> None:
+        self.channel.send({"event": "run", "run_id": run_id})
+
+
+def train_objective(job: Job, report: Report, tell_run: Callable[[str], None]) -> Outcome:
+    """Train as ``python -m lightning_glue.train`` does, in an MLflow run of its own."""
+    start = time.perf_counter()
+    import pytorch_lightning as pl
+
+    from lightning_glue import config as configuration
+    from lightning_glue.metrics import majority_value
+    from lightning_glue.pruning import Pruning
+    from lightning_glue.train import build, execute, make_tracker, prepare_process
+
+    config = configuration.compose(job.overrides, **job.choices)
+    prepare_process(config)
+    pl.seed_everything(config.seed, workers=True, verbose=False)
+    tracker = make_tracker(config)
+    module, data, pretrained = build(config, _warm)
+    task = module.task
+    pruning = Pruning(task.selection_metric, report, start)
+    folder = Path(job.checkpoints)
+
+    def has_collapsed(best: BestEvaluation) -> bool:
+        level = majority_value(task, best.evaluations[task.dev[0].name].targets)
+        return best.values[task.selection_metric] <= level + job.collapse_margin
+
+    def tag(best: BestEvaluation) -> None:
+        tags = {"optuna.pruned": pruning.pruned, "collapsed": has_collapsed(best)}
+        tracker.set_tags({key: str(value).lower() for key, value in tags.items()})
+
+    best = execute(
+        config, module, data, pretrained, tracker, interrupted(folder, config), tags=job.tags, callbacks=[pruning],
+        checkpoints=folder, started=lambda: tell_run(tracker.run_id), ending=tag,
+    )  # fmt: skip
+    digests = {name: info.sha256 for name, info in data.prepared.splits.items()}
+    value, first_step = best.values[task.selection_metric], pruning.first_step_seconds
+    return Outcome(value, tracker.run_id, pruning.pruned, has_collapsed(best), first_step, digests)
+
+
+def preload() -> None:
+    """Import before the first job what takes seconds."""
+    with quick_imports():
+        importlib.import_module("lightning_glue.module")
+
+
+_warm: dict[Any, Any] = {}  # pretrained weights and tokenized splits of the last job
+
+
+def interrupted(checkpoints: Path, config: Config) -> Resume | None:
+    """The training that a process left in this folder when it died, unless it had come to its end."""
+    from lightning_glue.journal import Journal, final_status, find_journal
+    from lightning_glue.resume import read_checkpoint
+
+    if not (checkpoints / "last.ckpt").is_file():
+        return None
+    found = read_checkpoint(checkpoints / "last.ckpt")
+    journal = find_journal(Path(config.tracking.journal), found.run_id)
+    return None if journal and final_status(Journal(journal).read()) == "FINISHED" else found
+
+
+def run_job(objective: Objective, link: Link, message: Message) -> Message:
+    """Run one job; how it ended."""
+    import torch
+
+    try:
+        outcome = objective(Job(**message["job"]), link.report, link.tell_run)
+        return {"event": "done", **asdict(outcome)}
+    except UserError as error:
+        return {"event": "failed", "kind": "user", "message": str(error)}
+    except (torch.OutOfMemoryError, MemoryError) as error:
+        return {"event": "failed", "kind": "memory", "message": f"out of memory: {error}"}
+    except Exception as error:
+        memory = "can't allocate memory" in str(error) or "not enough memory" in str(error)  # torch's on the CPU
+        kind, words = ("memory", "out of memory: ") if memory else ("error", f"{type(error).__name__}: ")
+        traceback.print_exc()
+        return {"event": "failed", "kind": kind, "message": words + str(error).strip().split("\n")[0][:300]}
+
+
+def _release() -> None:
+    """Give the last job's memory back before the next one needs it."""
+    import gc
+
+    import torch
+
+    gc.collect()
+    if torch.cuda.is_initialized():
+        torch.cuda.empty_cache()
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m lightning_glue.trial", description=__doc__)
+    parser.add_argument("--channel", type=int, required=True, metavar="FD", help="socket to the controller")
+    parser.add_argument("--objective", required=True, metavar="MODULE:FUNCTION")
+    args = parser.parse_args()
+    link = Link(Channel(socket.socket(fileno=args.channel)))
+    module, _, name = args.objective.partition(":")
+    found = importlib.import_module(module)
+    objective: Objective = getattr(found, name)
+    getattr(found, "preload", lambda: None)()
+    link.channel.send({"event": "ready"})
+    while True:
+        answer = run_job(objective, link, link.inbox.get())
+        _release()
+        link.channel.send(answer)
+        if answer["event"] == "failed" and int(os.environ.get("WORLD_SIZE", "1")) > 1:
+            sys.exit(1)  # the other processes may wait for this one for ever: the controller ends the group
+
+
+if __name__ == "__main__":
+    main()

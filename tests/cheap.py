@@ -1,0 +1,55 @@
+"""Trials that cost nothing, for tests of what happens around them; run in real worker processes."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from lightning_glue.trial import Outcome
+
+
+def parameters(job: Any) -> dict[str, float]:
+    return {key: float(value) for key, value in (entry.split("=") for entry in job.overrides)}
+
+
+def objective(job: Any, report: Callable[[int, float], bool], tell_run: Callable[[str], None]) -> Outcome:
+    """``x``, reported twice; larger is better. ``CHEAP_SECONDS`` slows it down."""
+    value = parameters(job)["x"]
+    for step in (1, 2):
+        time.sleep(float(os.environ.get("CHEAP_SECONDS", "0")))
+        if report(step, value):
+            return Outcome(value, pruned=True, data={"train": "same"})
+    return Outcome(value, data={"train": "same"})
+
+
+def out_of_memory(job: Any, report: Callable[[int, float], bool], tell_run: Callable[[str], None]) -> Outcome:
+    """No room for large ``x``."""
+    if parameters(job)["x"] > 0.5:
+        raise torch.OutOfMemoryError("tried to allocate 1 PiB")
+    return objective(job, report, tell_run)
+
+
+def dies_once(job: Any, report: Callable[[int, float], bool], tell_run: Callable[[str], None]) -> Outcome:
+    """The first attempt at each trial takes its process down."""
+    mark = Path(job.checkpoints)
+    if not mark.exists():
+        mark.mkdir(parents=True)
+        os.kill(os.getpid(), 9)
+    return objective(job, report, tell_run)
+
+
+def noisy(job: Any, report: Callable[[int, float], bool], tell_run: Callable[[str], None]) -> Outcome:
+    """``x`` plus a tenth of the seed; below 0.2 it has collapsed."""
+    values = parameters(job)
+    value = values["x"] + values["seed"] / 10
+    report(1, value)
+    return Outcome(value, collapsed=values["x"] < 0.2, data={"train": "same"})
+
+
+def other_data(job: Any, report: Callable[[int, float], bool], tell_run: Callable[[str], None]) -> Outcome:
+    return Outcome(0.5, data={"train": str(parameters(job)["x"])})

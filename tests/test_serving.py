@@ -1,0 +1,62 @@
+"""Exported models behind MLflow's pyfunc: single texts, pairs and scores."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import mlflow
+import pandas as pd
+import pytest
+import torch
+
+from lightning_glue import config, pretrained
+from lightning_glue.export import export
+from lightning_glue.model import build_model, stock_logits
+from lightning_glue.registry import describe_model
+from lightning_glue.tasks import TASKS
+
+FRAME = pd.DataFrame(
+    {"text": ["A man sleeps.", " It was a long day. "], "text_pair": ["Somebody is asleep.", "Short."]}, index=[7, 3]
+)
+
+
+def served(name: str, bpe_dir: Path, folder: Path) -> tuple[pd.DataFrame, torch.Tensor]:
+    """What the described model answers, and the head's outputs of fairseq's forward, text by text."""
+    task = TASKS[name]
+    architecture = config.compose(model="tiny").model.architecture
+    start = pretrained.load_pretrained("random", "gpt2", str(bpe_dir), architecture)
+    model = build_model(start, task.num_outputs, {}).eval()
+    export(model, task, start.tokenizer, [], 0, folder)
+    describe_model(task, "0" * 32, folder)
+    texts = [FRAME[column] for column in ("text", "text_pair")[: task.num_texts]]
+    outputs = []
+    for row in zip(*texts):
+        first, *rest = (start.tokenizer.encode([text.strip()])[0].tolist() for text in row)  # each ends with </s>
+        ids = [0, *first] + [token for part in rest for token in (2, *part)]
+        with torch.no_grad():
+            outputs.append(stock_logits(model, torch.tensor([ids]))[0])
+    columns = ["text", "text_pair"][: task.num_texts]
+    return mlflow.pyfunc.load_model(str(folder)).predict(FRAME[columns]), torch.stack(outputs)
+
+
+@pytest.mark.parametrize("name", ["SST-2", "MNLI"])
+def test_labels_and_probabilities(name: str, bpe_dir: Path, tmp_path: Path) -> None:
+    answer, outputs = served(name, bpe_dir, tmp_path)
+    labels = TASKS[name].labels
+    shares = outputs.softmax(-1)
+    assert list(answer.index) == [7, 3]
+    assert list(answer.columns) == ["label", *(f"probability_{label}" for label in labels)]
+    assert list(answer["label"]) == [labels[i] for i in shares.argmax(-1)]
+    assert answer[[f"probability_{label}" for label in labels]].to_numpy() == pytest.approx(shares.numpy(), abs=1e-5)
+
+
+def test_scores_are_on_the_tasks_scale(bpe_dir: Path, tmp_path: Path) -> None:
+    answer, outputs = served("STS-B", bpe_dir, tmp_path)
+    assert list(answer.columns) == ["score"]
+    assert answer["score"].to_numpy() == pytest.approx((5 * outputs.squeeze(-1)).clamp(0, 5).numpy(), abs=1e-4)
+
+
+def test_a_missing_column_is_named(bpe_dir: Path, tmp_path: Path) -> None:
+    served("RTE", bpe_dir, tmp_path)
+    with pytest.raises(Exception, match="text_pair"):
+        mlflow.pyfunc.load_model(str(tmp_path)).predict(FRAME[["text"]])

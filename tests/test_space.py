@@ -1,0 +1,100 @@
+"""Search spaces: what conf/tune/ may say, and what it becomes."""
+
+from __future__ import annotations
+
+import optuna
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
+
+from lightning_glue.config import compose_tune
+from lightning_glue.errors import UserError
+from lightning_glue.space import first_trials, make_space, suggest_parameters
+from lightning_glue.tasks import TRAINABLE
+
+
+def test_entries_become_optunas_distributions() -> None:
+    written = {
+        "optimizer.lr": {"low": 1e-5, "high": 1e-4, "log": True},
+        "trainer.max_epochs": {"low": 2, "high": 10},
+        "data.batch_size": [16, 32],
+        "model.dropout": {"low": 0.0, "high": 0.2, "step": 0.05},
+    }
+    assert make_space(written, set()) == {
+        "optimizer.lr": FloatDistribution(1e-5, 1e-4, log=True),
+        "trainer.max_epochs": IntDistribution(2, 10),
+        "data.batch_size": CategoricalDistribution([16, 32]),
+        "model.dropout": FloatDistribution(0.0, 0.2, step=0.05),
+    }
+
+
+def test_a_key_of_the_command_line_is_not_searched() -> None:
+    written = {"optimizer.lr": [1e-5, 2e-5], "data.batch_size": [16, 32]}
+    assert list(make_space(written, {"optimizer.lr"})) == ["data.batch_size"]
+
+
+@pytest.mark.parametrize(
+    ("written", "message"),
+    [
+        ({}, "empty"),
+        ({"seed": [1]}, "empty.*besides seed"),
+        ({"optimizer.lrr": [1]}, "unknown key 'optimizer.lrr'; did you mean 'optimizer.lr'"),
+        ({"optimizer.lr": []}, "expected a list of choices"),
+        ({"optimizer.lr": 3}, "expected a list of choices"),
+        ({"optimizer.lr": {"low": 1e-5}}, "low: ..., high"),
+        ({"optimizer.lr": {"low": 1e-5, "high": 1e-4, "scale": "log"}}, "log: true or step"),
+        ({"optimizer.lr": {"low": 2, "high": 1}}, "optimizer.lr"),
+        ({"optimizer.lr": {"low": 0.0, "high": 1.0, "log": True}}, "optimizer.lr"),
+    ],
+)
+def test_mistakes_name_the_entry(written: dict[str, object], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        make_space(written, {"seed"})
+
+
+@pytest.mark.parametrize("task", TRAINABLE)
+@pytest.mark.parametrize("space", ["wide", "paper"])
+def test_every_task_has_spaces_that_contain_its_recipe(task: str, space: str) -> None:
+    config, tune = compose_tune([f"tune.space={space}"], task=task, model="roberta.base")
+    searched = make_space(tune.parameters, set())
+    first = first_trials(tune, config, searched)
+    assert first[0]["optimizer.lr"] == pytest.approx(config.lr)
+    assert first[0]["data.batch_size"] == config.data.batch_size
+    assert len({str(parameters) for parameters in first}) == len(first) >= 2
+
+
+def test_learning_rates_follow_the_model() -> None:
+    rates = [
+        compose_tune([], task="RTE", model=model)[1].parameters["optimizer.lr"]["low"]
+        for model in ("roberta.base", "minilm")
+    ]
+    assert rates == pytest.approx([5e-6, 25e-6])
+
+
+def test_a_grid_is_queued_point_by_point() -> None:
+    config, tune = compose_tune(["tune.space=paper", "tune.sampler=grid"], task="RTE", model="roberta.base")
+    points = first_trials(tune, config, make_space(tune.parameters, set()))
+    assert {(p["optimizer.lr"], p["data.batch_size"]) for p in points} == {
+        (lr, size) for lr in (1e-5, 2e-5, 3e-5) for size in (16, 32)
+    }
+    config, tune = compose_tune(["tune.sampler=grid"], task="RTE", model="roberta.base")
+    with pytest.raises(UserError, match=r"tune.sampler=grid needs a list of choices.*tune.space=paper"):
+        first_trials(tune, config, make_space(tune.parameters, set()))
+
+
+def test_a_first_trial_outside_the_space_is_refused() -> None:
+    config, tune = compose_tune(["optimizer.layer_decay=0.5"], task="RTE", model="roberta.base")
+    with pytest.raises(UserError, match="lies outside the search space"):
+        first_trials(tune, config, make_space(tune.parameters, set()))
+
+
+@given(st.lists(st.integers(1, 64), min_size=1, max_size=5, unique=True), st.floats(1e-6, 1e-2), st.floats(1.01, 100))
+def test_suggestions_lie_in_the_space(sizes: list[int], low: float, factor: float) -> None:
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    written = {"data.batch_size": sizes, "optimizer.lr": {"low": low, "high": low * factor, "log": True}}
+    space = make_space(written, set())
+    study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=0))
+    values = suggest_parameters(study.ask(), space)
+    assert values["data.batch_size"] in sizes
+    assert low <= values["optimizer.lr"] <= low * factor
