@@ -83,9 +83,14 @@ class Courier:
                 self.state.fatal = not self.state.run_id and self._hopeless(error)
                 self._keep_state()
                 raise Undelivered(self.state.error) from error
-            if sent and final_status(self.journal.read()) == "FINISHED":
+            if sent and self._is_complete():
                 shutil.rmtree(self.folder / "artifacts", ignore_errors=True)
             return sent
+
+    def _is_complete(self) -> bool:
+        """Whether the training is finished and all of it delivered: more may have been written meanwhile."""
+        records = self.journal.read()
+        return final_status(records) == "FINISHED" and self.state.offset == records[-1][1]
 
     def _keep_state(self) -> None:
         with suppress(OSError):  # on a full disk records are sent again, which changes nothing

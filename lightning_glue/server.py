@@ -82,7 +82,8 @@ def check_address(host: str, port: int) -> None:
         try:
             probe.bind((host, port))
         except (OSError, OverflowError) as error:
-            raise UserError(f"{host}:{port} cannot be used ({error}); choose another --port") from None
+            why = getattr(error, "strerror", None) or error
+            raise UserError(f"{host}:{port} cannot be used ({why}); choose another --port") from None
 
 
 def check_artifacts(place: str) -> None:

@@ -182,7 +182,7 @@ class Observer:
 
     def __init__(self, search: Search, study: SharedStudy, board: Scoreboard, tracking: StudyTracking) -> None:
         self.search, self.study, self.board, self.tracking = search, study, board, tracking
-        self.best: float | None = None
+        self.best: int | None = None  # number of the trial in the recipe
 
     def changed(self, running: list[Running]) -> None:
         self.board.update(self.study.trials(), running)
@@ -193,8 +193,8 @@ class Observer:
         self.board.finished(trial)
         self.tracking.finished(trial, runs)
         best = best_trial(self.study)
-        if best and (self.best is None or best.value > self.best):
-            self.best = best.value
+        if best and best.number != self.best:
+            self.best = best.number
             done = sum(one.state.is_finished() for one in self.study.trials())
             write_recipe(
                 self.search.config, self.search.given | best.params, study=self.study.name, trial=best.number,
@@ -203,6 +203,7 @@ class Observer:
 
 
 def best_trial(study: SharedStudy) -> FrozenTrial | None:
+    """The complete trial with the highest value, the first of equals; None where none is complete."""
     from optuna.trial import TrialState
 
     return max(study.trials(TrialState.COMPLETE), key=lambda trial: trial.value, default=None)

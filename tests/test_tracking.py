@@ -215,6 +215,35 @@ def test_kill_9_in_the_middle_of_deliveries_and_two_at_once(server: MlflowServer
         ]
 
 
+def test_what_is_written_during_an_upload_waits_for_the_next(server: MlflowServer, experiment: str) -> None:
+    """The training may come to its end while an earlier artifact is on its way."""
+    tracker = MLflowTracker(server.uri, experiment, "x")
+    tracker.start({}, {}, None)
+    tracking._watcher.kill()
+    tracking._watcher.wait()
+
+    def write(name: str) -> None:
+        target = tracker.artifacts / name
+        target.parent.mkdir(parents=True, exist_ok=True)
+        target.write_text(name)
+        tracker.log_artifact(name)
+
+    class Overtaken(Courier):
+        def _upload(self, path: str) -> None:
+            super()._upload(path)
+            if path == "early.txt":
+                write("figures/late.txt")
+                tracker._append({"status": ["FINISHED", 1_800_000_000_000]})
+
+    write("early.txt")
+    courier = Overtaken(tracker.folder)
+    courier.deliver()
+    assert courier.deliver() == 2
+    client = mlflow.MlflowClient(server.uri)
+    assert Path(client.download_artifacts(tracker.run_id, "figures/late.txt")).read_text() == "figures/late.txt"
+    assert not tracker.artifacts.exists()  # the server has it all
+
+
 def test_checkpoints_are_mirrored_whole_with_their_digest_and_old_ones_evicted(
     server: MlflowServer, experiment: str
 ) -> None:
