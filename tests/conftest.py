@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -37,6 +39,21 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("cache")
     os.environ["LIGHTNING_GLUE_CACHE"] = str(folder)
     return folder
+
+
+@pytest.fixture(scope="session")
+def new_store(tmp_path_factory: pytest.TempPathFactory) -> Callable[[Path], None]:
+    """Puts MLflow's database, empty, into a folder that has none: making its tables takes seconds, copying no time."""
+    import mlflow
+
+    template = tmp_path_factory.mktemp("store") / "mlflow.db"
+    mlflow.MlflowClient(f"sqlite:///{template}").search_experiments()
+
+    def new_store(folder: Path) -> None:
+        if not (folder / template.name).exists():
+            shutil.copy(template, folder)
+
+    return new_store
 
 
 @pytest.fixture(scope="session")

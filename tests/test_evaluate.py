@@ -25,12 +25,21 @@ def export_random(name: str, bpe_dir: Path, cache: Path, out: Path) -> Path:
     return export(build_model(start, task.num_outputs, {}), task, start.tokenizer, symbols, 0, out)
 
 
-@pytest.mark.parametrize("name", ["STS-B", "MRPC", "WNLI"])  # continuous; accuracy and F1; fewer batches than processes
-def test_metrics_are_equal_for_one_to_four_processes(name: str, cache: Path, bpe_dir: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("name", "several"),
+    [
+        ("STS-B", (2, 3, 4)),  # continuous
+        ("MRPC", (2, 3)),  # accuracy and F1
+        ("WNLI", (4,)),  # fewer batches than processes
+    ],
+)
+def test_metrics_are_those_of_one_process(
+    name: str, several: tuple[int, ...], cache: Path, bpe_dir: Path, tmp_path: Path
+) -> None:
     folder = export_random(name, bpe_dir, cache, tmp_path / "model")
     arguments = ["lightning_glue.evaluate", str(folder), "--data", "sample", "--gpus", "0"]
     budget = "data.eval_tokens=1000" if name != "WNLI" else "data.eval_tokens=8192"
-    printed = {procs: run(*arguments, "--procs", str(procs), budget, cwd=tmp_path).stdout for procs in (1, 2, 3, 4)}
+    printed = {procs: run(*arguments, "--procs", str(procs), budget, cwd=tmp_path).stdout for procs in (1, *several)}
     names = [line.split()[0] for line in printed[1].splitlines()]
     assert names == sorted(f"dev/{metric}" for metric in (*TASKS[name].metrics, "loss"))
     assert {procs: printed[1] for procs in printed} == printed  # every digit: values are printed with repr

@@ -97,12 +97,15 @@ def home(tmp_path_factory: pytest.TempPathFactory, cache: Path, bpe_dir: Path) -
 
 
 @pytest.fixture
-def start(monkeypatch: pytest.MonkeyPatch, bpe_dir: Path) -> Callable[..., None]:
+def start(
+    monkeypatch: pytest.MonkeyPatch, bpe_dir: Path, new_store: Callable[[Path], None]
+) -> Callable[..., None]:
     """Train in a folder of its own, in this process."""
     monkeypatch.setenv("ROBERTA_BPE_DIR", str(bpe_dir))
 
     def start(folder: Path, *overrides: str, resume: str | None = None) -> None:
         folder.mkdir(exist_ok=True)
+        new_store(folder)
         monkeypatch.chdir(folder)
         training.train(small(*overrides), resume)
 

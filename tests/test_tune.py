@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 
 import mlflow
@@ -31,10 +32,13 @@ SHORT = ["trainer.max_epochs=2", "data.batch_size=32", "tracking.system_metrics_
 
 
 @pytest.fixture
-def project(tmp_path: Path, cache: Path, bpe_dir: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def project(
+    tmp_path: Path, cache: Path, bpe_dir: Path, new_store: Callable[[Path], None], monkeypatch: pytest.MonkeyPatch
+) -> Path:
     """A copy of the project: a search writes to its experiments/."""
     for name in ("conf", "experiments", "lightning_glue"):
         shutil.copytree(ROOT / name, tmp_path / name, ignore=shutil.ignore_patterns("__pycache__"))
+    new_store(tmp_path)
     monkeypatch.setenv("ROBERTA_BPE_DIR", str(bpe_dir))
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
     monkeypatch.chdir(tmp_path)
