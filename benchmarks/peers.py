@@ -278,7 +278,10 @@ def run_ours(side: Side, task: str, folder: Path, steps: int, watch: Stopwatch) 
         watch.loss = float(task_loss(logits(module.model.eval(), batch["tokens"]), batch["targets"]).mean())
     module.model.train()
     train = data.splits["train"]
-    batches = list(TrainSampler(train.lengths, config.data.batch_size, seed=1, pool=config.data.length_pool))[:-1]
+    size = config.data.batch_size
+    batches = [
+        b for b in TrainSampler(train.lengths, size, seed=1, pool=config.data.length_pool) if len(b.indices) == size
+    ]
     chosen = spread([int(train.lengths[batch.indices].sum()) for batch in batches], steps)
     loader = DataLoader(train, sampler=[batches[i] for i in chosen], batch_size=None)
     pl.Trainer(
