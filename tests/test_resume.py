@@ -97,9 +97,7 @@ def home(tmp_path_factory: pytest.TempPathFactory, cache: Path, bpe_dir: Path) -
 
 
 @pytest.fixture
-def start(
-    monkeypatch: pytest.MonkeyPatch, bpe_dir: Path, new_store: Callable[[Path], None]
-) -> Callable[..., None]:
+def start(monkeypatch: pytest.MonkeyPatch, bpe_dir: Path, new_store: Callable[[Path], None]) -> Callable[..., None]:
     """Train in a folder of its own, in this process."""
     monkeypatch.setenv("ROBERTA_BPE_DIR", str(bpe_dir))
 
