@@ -1,0 +1,54 @@
+"""Importing fast leaves nothing behind that behaves otherwise."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+
+from lightning_glue.imports import Deferred, deferred
+
+AFTERWARDS = """
+import sys
+from lightning_glue.imports import NEVER_CALLED, quick_imports
+with quick_imports():
+    import torchmetrics
+    from fairseq.criterions import sentence_prediction
+    from fairseq.tasks.audio_classification import sklearn_metrics
+print(*(name for name in NEVER_CALLED if name in sys.modules))
+assert sentence_prediction.f1_score([1, 0, 1], [1, 1, 1]) == sklearn_metrics.f1_score([1, 0, 1], [1, 1, 1]) == 0.8
+assert round(sentence_prediction.pearsonr([1, 2, 3], [3, 2, 1])[0], 6) == -1
+import scipy.signal, scipy.stats, sklearn.metrics
+for module in scipy.signal, scipy.stats, sklearn, sklearn.metrics:
+    assert module.__file__ and type(module).__name__ == "module", module
+assert scipy.signal.windows.hamming(4).shape == (4,)
+"""
+
+
+def test_modules_left_out_are_there_when_they_are_called() -> None:
+    result = subprocess.run([sys.executable, "-c", AFTERWARDS], capture_output=True, text=True)
+    assert (result.returncode, result.stdout) == (0, "\n"), result.stderr
+
+
+def test_modules_that_are_there_already_stay() -> None:
+    import colorsys
+    import concurrent.futures as futures
+
+    with deferred("colorsys", "concurrent.futures"):
+        assert sys.modules["colorsys"] is colorsys and sys.modules["concurrent.futures"] is futures
+
+
+def test_stand_ins_go_away_after_an_error_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    import xml
+
+    for name in ("wave", "xml.dom"):
+        monkeypatch.delitem(sys.modules, name, raising=False)
+    with pytest.raises(KeyError), deferred("wave", "xml.dom"):
+        import wave
+
+        assert isinstance(wave, Deferred) and isinstance(xml.dom, Deferred)
+        raise KeyError
+    from xml.dom import minidom
+
+    assert "wave" not in sys.modules and minidom.parseString("<a/>").documentElement.tagName == "a"
