@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
 import sys
 import time
 import uuid
@@ -36,6 +34,7 @@ from lightning_glue.journal import (
 )
 from lightning_glue.preprocess import SplitInfo
 from lightning_glue.store import connect, reason
+from lightning_glue.watcher import is_watching, watch
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -45,31 +44,6 @@ _START_SECONDS = 30.0  # for the server to create the run; then training begins 
 # For the server to take the rest, then it is left to the watcher or to sync; a scheduler that stops us is impatient.
 _FINISH_SECONDS, _STOP_SECONDS = 60.0, 10.0
 _CHECK_SECONDS = 2.0  # between two looks at how the delivery is doing
-
-_watcher: subprocess.Popen[str] | None = None
-_watcher_home = ""  # its working directory, where MLflow's default database is
-
-
-def _watch(folder: Path | None) -> None:
-    """Hand a journal to this process's watcher, which is started if need be; None only starts it."""
-    global _watcher, _watcher_home
-    if _watcher is None or _watcher.poll() is not None or os.getcwd() != _watcher_home:
-        if _watcher and _watcher.stdin:
-            _watcher.stdin.close()  # it ends when its journals are delivered
-        _watcher_home = os.getcwd()
-        _watcher = subprocess.Popen(
-            [sys.executable, "-m", "lightning_glue.watcher"],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-            text=True,
-            start_new_session=True,  # Ctrl-C and a scheduler's signals are for the training
-            env={**os.environ, "PYTHONPATH": os.pathsep.join([str(configuration.ROOT), *sys.path])},
-        )
-    if folder:
-        assert _watcher.stdin
-        _watcher.stdin.write(f"{folder.resolve()}\n")
-        _watcher.stdin.flush()
 
 
 def _warn(text: str) -> None:
@@ -97,7 +71,7 @@ class MLflowTracker(Logger):
         self._locks = ExitStack()
         self._finished = self._warned = False
         self._checked = 0.0
-        rank_zero_only(_watch)(None)  # it imports MLflow while this process builds the model
+        rank_zero_only(watch)()
 
     @property
     def name(self) -> str:
@@ -140,7 +114,7 @@ class MLflowTracker(Logger):
             self._reopen(folder, tags)
         else:
             folder = self._open(params, tags, system_metrics, resume)
-        _watch(folder)
+        watch(folder)
         self._wait_for_run(folder)
         self._artifacts = local_folder(self._state.artifact_uri) or folder / "artifacts"
 
@@ -243,7 +217,7 @@ class MLflowTracker(Logger):
                 f"space, then --resume {self.run_id}"
             ) from None
         if self._finished:
-            _watch(self._journal.folder)
+            watch(self._journal.folder)
 
     def _check_delivery(self) -> None:
         """Say once that the server is away; start a watcher where it is gone."""
@@ -255,8 +229,8 @@ class MLflowTracker(Logger):
                 f"MLflow at {self.uri} does not answer ({self._state.error[:160]}); training goes on, and the journal "
                 f"{self._journal.folder} keeps everything for it"
             )
-        if _watcher is None or _watcher.poll() is not None:
-            _watch(self._journal.folder)
+        if not is_watching():
+            watch(self._journal.folder)
 
     @rank_zero_only
     def log_inputs(self, task: str, splits: Mapping[str, SplitInfo]) -> None:

@@ -408,6 +408,11 @@ def train(config: Config, resume: str | Resume | None = None) -> None:
         resume: an interrupted run to continue: its id, its last checkpoint, or ``auto`` for the newest one of this
             configuration, if there is one.
     """
+    from lightning_glue.watcher import watch
+
+    leader = not configuration.is_distributed_child()
+    if leader:
+        watch()  # it gets ready meanwhile
     with quick_imports():
         import pytorch_lightning as pl
 
@@ -421,7 +426,6 @@ def train(config: Config, resume: str | Resume | None = None) -> None:
         check_config(found, config)
     tracker = make_tracker(config)
     module, data, start = build(config)
-    leader = not configuration.is_distributed_child()
     if leader:
         announce(config, data)
         if found:
@@ -433,7 +437,6 @@ def train(config: Config, resume: str | Resume | None = None) -> None:
 
 
 def make_tracker(config: Config) -> MLflowTracker:
-    """Made before the model: its watcher gets ready meanwhile."""
     from lightning_glue.tracking import MLflowTracker
 
     experiment = config.tracking.experiment or get_task(config.task.name).experiment

@@ -6,7 +6,9 @@ delivered, or the server has been away for too long; then ``python -m lightning_
 
 from __future__ import annotations
 
+import os
 import queue
+import subprocess
 import sys
 import threading
 import time
@@ -14,12 +16,46 @@ import traceback
 from pathlib import Path
 from typing import Any
 
+from lightning_glue import config as configuration
 from lightning_glue.delivery import Courier, Undelivered
 from lightning_glue.journal import Journal, Record, final_status, is_alive, now
 
 _POLL_SECONDS = 0.2
 _BACKOFF = (0.5, 15.0)  # seconds between attempts while the server is away: the first, the longest
 _LINGER_SECONDS = 60.0  # how long it keeps trying once the training has ended
+
+_process: subprocess.Popen[str] | None = None  # this process's watcher
+_home = ""  # its working directory, where MLflow's default database is
+
+
+def is_watching() -> bool:
+    return _process is not None and _process.poll() is None
+
+
+def watch(folder: Path | None = None) -> None:
+    """Hand a journal to this process's watcher, which is started if need be.
+
+    Args:
+        folder: the journal; None only starts the watcher, which takes two seconds to get ready.
+    """
+    global _process, _home
+    if not is_watching() or os.getcwd() != _home:
+        if _process and _process.stdin:
+            _process.stdin.close()  # it ends when its journals are delivered
+        _home = os.getcwd()
+        _process = subprocess.Popen(
+            [sys.executable, "-m", "lightning_glue.watcher"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            text=True,
+            start_new_session=True,  # Ctrl-C and a scheduler's signals are for the training
+            env={**os.environ, "PYTHONPATH": os.pathsep.join([str(configuration.ROOT), *sys.path])},
+        )
+    if folder:
+        assert _process.stdin
+        _process.stdin.write(f"{folder.resolve()}\n")
+        _process.stdin.flush()
 
 
 def conclude(journal: Journal) -> None:
@@ -118,9 +154,16 @@ def _read_folders(found: queue.SimpleQueue[Path | None]) -> None:
     found.put(None)
 
 
-def main() -> None:
-    import mlflow  # noqa: F401 - while the training imports torch
+def get_ready() -> None:
+    """Import MLflow while the training imports torch and builds its model."""
+    import mlflow
 
+    if not mlflow.get_tracking_uri().startswith("http"):
+        import mlflow.store.tracking.sqlalchemy_store
+
+
+def main() -> None:
+    get_ready()
     found: queue.SimpleQueue[Path | None] = queue.SimpleQueue()
     threading.Thread(target=_read_folders, args=(found,), daemon=True).start()
     watches: list[Watch] = []

@@ -17,7 +17,7 @@ import pytest
 from conftest import ROOT, run
 from servers import MlflowServer, Proxy, free_port
 
-from lightning_glue import tracking
+from lightning_glue import tracking, watcher
 from lightning_glue.delivery import Courier
 from lightning_glue.errors import UserError
 from lightning_glue.journal import Journal, State, find_journal
@@ -51,11 +51,11 @@ def _own_folder_and_watcher(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.chdir(tmp_path / "work")
     monkeypatch.setattr(tracking, "_FINISH_SECONDS", 20.0)
     yield
-    watcher = tracking._watcher
-    if watcher and watcher.stdin:
-        watcher.kill()
-        watcher.wait()
-        tracking._watcher = None
+    process = watcher._process
+    if process and process.stdin:
+        process.kill()
+        process.wait()
+        watcher._process = None
 
 
 def wait_for(condition: Callable[[], bool], seconds: float = 30) -> None:
@@ -154,7 +154,7 @@ def test_without_any_server_sync_delivers_later_and_once(
     assert tracker.run_id == tracker.journal_id
     tracker.finish("KILLED")
     assert "have not reached MLflow" in capsys.readouterr().err
-    tracking._watcher.kill()
+    watcher._process.kill()
     failed = run("lightning_glue.sync", cwd=Path.cwd(), check=False)
     assert failed.returncode == 1
     assert f"23 records not delivered to {server.uri}: " in failed.stderr
@@ -179,8 +179,8 @@ def test_kill_9_in_the_middle_of_deliveries_and_two_at_once(server: MlflowServer
     """Sync after sync is killed at some moment, two at a time; what arrives is the journal, each point once."""
     tracker = MLflowTracker(f"http://127.0.0.1:{free_port()}", experiment, "x")
     tracker.start({f"key{i}": i for i in range(150)}, {}, None)
-    tracking._watcher.kill()
-    tracking._watcher.wait()
+    watcher._process.kill()
+    watcher._process.wait()
     for step in range(6000):
         tracker._append({"metrics": [[name, step / 3, 1_700_000_000_000 + step, step] for name in ("a", "b")]})
     tracker._append({"status": ["FINISHED", 1_800_000_000_000]})
@@ -219,8 +219,8 @@ def test_what_is_written_during_an_upload_waits_for_the_next(server: MlflowServe
     """The training may come to its end while an earlier artifact is on its way."""
     tracker = MLflowTracker(server.uri, experiment, "x")
     tracker.start({}, {}, None)
-    tracking._watcher.kill()
-    tracking._watcher.wait()
+    watcher._process.kill()
+    watcher._process.wait()
 
     def write(name: str) -> None:
         target = tracker.artifacts / name
@@ -293,8 +293,8 @@ def test_a_run_resumed_elsewhere_keeps_one_history(
     tracker.start({"a": 1}, {}, None)
     tracker.log_metrics({"loss": 1.0}, 1)
     wait_for(lambda: history(server.uri, tracker.run_id, "loss") == [(1, 1.0)])
-    tracking._watcher.kill()
-    tracking._watcher.wait()
+    watcher._process.kill()
+    watcher._process.wait()
     for step in (2, 3):
         tracker._append({"metrics": [["loss", 1 / step, 5, step]]})
     tracker._locks.close()
