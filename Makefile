@@ -1,4 +1,4 @@
-# Every target takes these; ARGS="key=value ..." passes overrides on.
+# What targets take; ARGS is passed on as it is.
 TASK ?=
 MODEL ?=
 DATA ?=
@@ -28,7 +28,7 @@ FLAGS = $(if $(TASK),--task $(TASK)) $(if $(MODEL),--model $(MODEL)) $(if $(DATA
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 26
-	@echo; echo '  TASK MODEL DATA GPUS PROCS EXPERIMENT INIT_FROM RESUME GLUE_DIR ROBERTA_BPE_DIR ARGS="key=value ..."'
+	@echo; echo '  TASK MODEL DATA GPUS PROCS EXPERIMENT INIT_FROM RESUME GLUE_DIR ROBERTA_BPE_DIR'; echo '  ARGS="key=value ...": what the target'\''s command takes besides'
 
 install: $(INSTALLED) ## make .venv and install everything (the other targets do it when needed)
 
@@ -36,7 +36,8 @@ $(INSTALLED): pyproject.toml requirements-no-deps.txt
 	@test -n "$(PYTHON)" || { echo "error: no Python 3.11 or 3.12 found; install one or set PYTHON=/path/to/python" >&2; exit 2; }
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install -q --no-deps -r requirements-no-deps.txt
-	$(BIN)/python -m pip install -q -e '.[test]'
+	@# --no-warn-conflicts: fairseq asks for torchaudio, which nothing here uses
+	$(BIN)/python -m pip install -q --no-warn-conflicts -e '.[test]'
 	@touch $@
 
 train: $(INSTALLED) ## fine-tune on TASK (none: a one-minute demo), track in MLflow
@@ -47,20 +48,20 @@ tune: $(INSTALLED) ## search TASK's hyperparameters with Optuna: TRIALS WORKERS 
 
 dashboard: $(INSTALLED) ## look at the studies in optuna-dashboard
 	@$(BIN)/python -m pip install -q -e '.[dashboard]'
-	@$(BIN)/optuna-dashboard $(or $(STORAGE),sqlite:///optuna.db)
+	@$(BIN)/optuna-dashboard $(or $(STORAGE),sqlite:///optuna.db) $(ARGS)
 
 evaluate: $(INSTALLED) ## score RUN=<run id or directory> on the dev splits; PREDICT=<dir> writes test predictions
 	@$(BIN)/python -m lightning_glue.evaluate $(RUN) $(if $(TASK),--task $(TASK)) $(if $(DATA),--data $(DATA)) $(if $(GPUS),--gpus $(GPUS)) $(if $(PROCS),--procs $(PROCS)) $(if $(PREDICT),--predict $(PREDICT)) $(ARGS)
 
-preprocess: $(INSTALLED) ## write TASK in fairseq's binary layout, as preprocess_GLUE_tasks.sh does
+preprocess: $(INSTALLED) ## write TASK (none: all) in fairseq's binary layout, as preprocess_GLUE_tasks.sh does
 	@$(BIN)/python -m lightning_glue.preprocess --task $(or $(TASK),ALL) $(if $(DATA),--data $(DATA)) $(ARGS)
 
 sync: $(INSTALLED) ## deliver to the tracking server what trainings could not; RUN=<id> only that run
-	@$(BIN)/python -m lightning_glue.sync $(RUN)
+	@$(BIN)/python -m lightning_glue.sync $(RUN) $(ARGS)
 
 bench: $(INSTALLED) ## measure on the CPU beside fairseq and Hugging Face's Trainer (an hour on a quiet machine)
 	@$(BIN)/python -m pip install -q -e '.[bench]'
-	@for name in $(BENCHMARKS); do echo "== $$name"; $(BIN)/python benchmarks/$$name.py || exit; done
+	@for name in $(BENCHMARKS); do echo "== $$name"; $(BIN)/python benchmarks/$$name.py $(ARGS) || exit; done
 
 bench-gpu: $(INSTALLED) ## measure on a GPU beside fairseq in fp16: speed, MFU, kernels, memory
 	@$(BIN)/python benchmarks/gpu.py $(ARGS)
@@ -69,14 +70,14 @@ report: $(INSTALLED) ## table of the runs over their seeds, of TASK or of all; A
 	@$(BIN)/python -m lightning_glue.report $(if $(TASK),--task $(TASK)) $(ARGS)
 
 register: $(INSTALLED) ## register the best model of RUN=<run id>; the best of its task is champion
-	@$(BIN)/python -m lightning_glue.registry $(RUN)
+	@$(BIN)/python -m lightning_glue.registry $(RUN) $(ARGS)
 
 server: $(INSTALLED) ## serve the runs on 127.0.0.1:5000; DB=postgresql://... ARTIFACTS=s3://... HOSTS=names: for a team
 	@$(if $(DB),$(BIN)/python -m pip install -q -e '.[server]')
 	@$(if $(DB),MLFLOW_BACKEND_STORE_URI='$(DB)') $(BIN)/python -m lightning_glue.server $(if $(DB),--host 0.0.0.0) $(if $(ARTIFACTS),--artifacts $(ARTIFACTS)) $(if $(HOSTS),--allowed-hosts $(HOSTS)) $(ARGS)
 
 ui: $(INSTALLED) ## browse and compare runs (plain `mlflow ui`)
-	@$(BIN)/mlflow ui
+	@$(BIN)/mlflow ui $(ARGS)
 
 test: $(INSTALLED) ## run the tests; GLUE_DIR and ROBERTA_BPE_DIR let them use real files
 	@$(BIN)/python -m pytest $(ARGS)

@@ -26,7 +26,7 @@ from peers import SIDES
 
 from lightning_glue import config as configuration
 from lightning_glue.hardware import cpu_has_bf16
-from lightning_glue.tasks import Task, get_task
+from lightning_glue.tasks import Split, Task, get_task
 
 LENGTHS = 0.05  # what the sides' examples may differ in length on average
 TOLERANCE = {"fp32": 1e-4, "bf16": 2e-2}
@@ -57,14 +57,14 @@ def write_rows(task_name: str, rows: dict[str, int | None], seed: int, folder: P
     return folder
 
 
-def mean_length(task: Task, directory: Path) -> float:
+def mean_length(task: Task, split: Split, directory: Path) -> float:
     from lightning_glue.data import load_split
 
-    return float(load_split(task, task.splits[0], directory, 512).lengths.mean())
+    return float(load_split(task, split, directory, 512).lengths.mean())
 
 
-def make_start(task: Task, steps: int, dev: int, folder: Path) -> float:
-    """Rows, and random weights of roberta.base's shape; real tokens a training example has on average."""
+def make_start(task: Task, steps: int, dev: int, folder: Path) -> dict[str, float]:
+    """Rows, and random weights of roberta.base's shape; real tokens an example has on average, by kind."""
     import torch
 
     from lightning_glue import preprocess, sources
@@ -78,18 +78,22 @@ def make_start(task: Task, steps: int, dev: int, folder: Path) -> float:
     rows = write_rows(task.name, {"train": None, "dev": dev}, 0, folder / "glue")
     prepared = preprocess.prepare(task, rows, tokenizer, sources.cache_dir())
     (folder / "bin").symlink_to(prepared.directory)
-    expected, symbols = mean_length(task, prepared.directory), preprocess.read_label_symbols(prepared.directory)
+    symbols = preprocess.read_label_symbols(prepared.directory)
+    lengths = {
+        kind: mean_length(task, split, prepared.directory)
+        for kind, split in {"train": task.train, "eval": task.dev[0]}.items()
+    }
     for seed in itertools.count():  # rows that are as long on average, their labels in the same order by frequency
         few = write_rows(task.name, {"train": steps * size, "dev": None}, seed, folder / f"few-{seed}")
         made = preprocess.prepare(task, few, tokenizer, folder / "cache").directory
-        as_long = abs(mean_length(task, made) / expected - 1) < LENGTHS / 2
+        as_long = abs(mean_length(task, task.train, made) / lengths["train"] - 1) < LENGTHS / 2
         if as_long and preprocess.read_label_symbols(made) == symbols:
             break
     (few / task.directory / "dev.tsv").write_bytes((rows / task.directory / "dev.tsv").read_bytes())
     (folder / "few").symlink_to(preprocess.prepare(task, few, tokenizer, folder / "cache").directory)
     model = build_model(Pretrained(BASE, None, tokenizer, ""), task.num_outputs, {"dropout": 0.1})
     export(model, task, tokenizer, symbols, 0, folder / "start")
-    return expected
+    return lengths
 
 
 def measure(side: str, task: str, steps: int, folder: Path) -> dict[str, Any]:
@@ -117,7 +121,7 @@ def check_same_work(results: dict[str, list[dict[str, Any]]], train: int, dev: i
                 sys.exit(f"{name}: loss {run['loss']:.5f} before training, not {expected:.5f}")
 
 
-def print_table(results: dict[str, list[dict[str, Any]]], rates: dict[str, float]) -> None:
+def print_table(results: dict[str, list[dict[str, Any]]], lengths: dict[str, float], rates: dict[str, float]) -> None:
     def speed(side: str, kind: str) -> float:
         return statistics.median(run[f"{kind}_examples"] / run[f"{kind}_seconds"] for run in results[side])
 
@@ -127,7 +131,7 @@ def print_table(results: dict[str, list[dict[str, Any]]], rates: dict[str, float
         for side, runs in results.items():
             values = [run[f"{kind}_examples"] / run[f"{kind}_seconds"] for run in runs]
             ratios = " | ".join(f"{speed(side, kind) / speed(peer, kind):5.2f}" for peer in peers)
-            flops = (6 if kind == "train" else 2) * _PARAMETERS * runs[0]["real_tokens"] / runs[0]["train_examples"]
+            flops = (6 if kind == "train" else 2) * _PARAMETERS * lengths[kind]
             share = speed(side, kind) * flops / rates[SIDES[side].precision]
             print(f"{side:<28}{speed(side, kind):7.2f} ({min(values):.2f}-{max(values):.2f}) | {ratios} | {share:.0%}")
 
@@ -143,16 +147,17 @@ def main() -> None:
     sides = args.sides or [name for name, side in SIDES.items() if side.precision in precisions]
     results: dict[str, list[dict[str, Any]]] = {side: [] for side in sides}
     with tempfile.TemporaryDirectory() as temporary:
-        length = make_start(task, args.steps, args.dev, Path(temporary))
+        lengths = make_start(task, args.steps, args.dev, Path(temporary))
         for _ in range(args.rounds):
             for side in sides:
                 results[side].append(measure(side, args.task, args.steps, Path(temporary)))
-    check_same_work(results, args.steps * size, args.dev, length)
-    print(f"{args.task}: {args.steps} steps of {size} examples, {length:.1f} real tokens each, {args.rounds} rounds")
+    check_same_work(results, args.steps * size, args.dev, lengths["train"])
+    trained = f"{args.steps} steps of {size} examples, {lengths['train']:.1f} real tokens each"
+    print(f"{args.task}: {trained}; {args.dev} dev rows of {lengths['eval']:.1f}; {args.rounds} rounds")
     padded = {side: runs[0]["padded_tokens"] / runs[0]["real_tokens"] for side, runs in results.items()}
     print("tokens of a batch with padding to real ones: ", end="")
     print(", ".join(f"{side} {value:.2f}" for side, value in padded.items()))
-    print_table(results, {"fp32": matmul_rate("float32"), "bf16": matmul_rate("bfloat16")})
+    print_table(results, lengths, {"fp32": matmul_rate("float32"), "bf16": matmul_rate("bfloat16")})
 
 
 if __name__ == "__main__":

@@ -19,7 +19,10 @@ CANNOT_WRITE = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM,
 
 def cannot_write(path: Path, error: OSError) -> str:
     """A user's words for an error in :data:`CANNOT_WRITE`."""
-    return f"cannot write {path}: {error.strerror}; free space or get rights there, or set LIGHTNING_GLUE_CACHE"
+    return (
+        f"cannot write {path}: {error.strerror}; free space, get rights there, or choose another folder "
+        "(LIGHTNING_GLUE_CACHE: for caches)"
+    )
 
 
 def make_folder(folder: Path, option: str) -> None:

@@ -11,6 +11,7 @@ import torch
 
 from lightning_glue import tokenizer
 from lightning_glue.errors import UserError
+from lightning_glue.journal import delivered_run
 from lightning_glue.model import HEAD, RobertaModel, build_model
 from lightning_glue.pretrained import Pretrained, fairseq_args, file_sha256, safe_load
 from lightning_glue.store import connect, reason
@@ -40,7 +41,7 @@ def locate(reference: str, uri: str | None) -> Path:
     """
     path = Path(reference).expanduser()
     if _RUN_ID.fullmatch(reference) and not path.exists():
-        path = _download_export(reference, uri)
+        path = _download_export(delivered_run(reference), uri)
     if path.is_dir():
         path = path / "checkpoint_best.pt"
     if not path.is_file():

@@ -367,6 +367,9 @@ def _check_values(flat: dict[str, Any]) -> None:
     betas = flat.get("optimizer.betas", (0.0, 0.0))
     if len(betas) != 2 or not all(0 <= beta < 1 for beta in betas):
         raise UserError(f"optimizer.betas={betas}; expected two numbers from 0 to below 1")
+    steps = flat.get("trainer.max_steps", -1)
+    if steps < 1 and steps != -1:
+        raise UserError(f"trainer.max_steps={steps}; expected at least 1, or -1 for no limit")
     interval = flat.get("trainer.val_check_interval", 1)
     if interval <= 0 or (interval > 1 and interval != int(interval)):
         raise UserError(

@@ -2,19 +2,29 @@
 
 from __future__ import annotations
 
-import os
+import argparse
+import shutil
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import NoReturn
 
 
 def program(name: str) -> str:
     """How to call ``name`` of this Python's environment from here: ``.venv/bin/mlflow`` where it is not activated."""
-    folder = Path(sys.executable).parent
-    if "VIRTUAL_ENV" not in os.environ and folder.is_relative_to(Path.cwd()) and (folder / name).exists():
-        return str(folder.relative_to(Path.cwd()) / name)
-    return name
+    path = Path(sys.executable).parent / name
+    if shutil.which(name) == str(path) or not path.exists():
+        return name
+    return str(path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path)
+
+
+class Parser(argparse.ArgumentParser):
+    """Says on one line what is wrong with an argument, as all the other errors are said."""
+
+    def error(self, message: str) -> NoReturn:
+        optional = ", key=value"  # parse_intermixed_args counts it among what is missing
+        self.exit(2, f"error: {message.removesuffix(optional)}; see {self.prog} --help\n")
 
 
 @contextmanager

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from lightning_glue.atomic import make_folder
 from lightning_glue.config import Config, compose, quote
+from lightning_glue.console import Parser
 from lightning_glue.errors import UserError, run_main
 from lightning_glue.tasks import Task, get_task
 
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
 
 
 def parse_arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="python -m lightning_glue.evaluate",
         description="Score a fine-tuned model on its task's dev splits; with --predict also write leaderboard files.",
     )

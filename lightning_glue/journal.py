@@ -25,6 +25,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from lightning_glue import atomic
+from lightning_glue.errors import UserError
 
 Record = dict[str, Any]
 JOURNALS = "mlruns/.journal"  # where they are unless tracking.journal says otherwise
@@ -157,6 +158,18 @@ def journals(root: Path) -> list[Path]:
 def find_journal(root: Path, run: str) -> Path | None:
     """The journal of a run on this machine, by the journal's id or the run's."""
     return next((folder for folder in journals(root) if run in (folder.name, State(folder).run_id)), None)
+
+
+def delivered_run(run: str, root: Path = Path(JOURNALS)) -> str:
+    """MLflow's id of a run, given that or the id of its journal.
+
+    Raises:
+        UserError: MLflow does not have it yet.
+    """
+    folder = find_journal(root, run)
+    if folder and not State(folder).run_id:
+        raise UserError(f"run {run} has not reached MLflow yet; python -m lightning_glue.sync {run} delivers it")
+    return (folder and State(folder).run_id) or run
 
 
 class State:

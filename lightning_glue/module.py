@@ -39,6 +39,7 @@ class GlueModule(pl.LightningModule):
         self.model, self.task, self.settings, self.lr, self.record = model, task, settings, lr, record
         self.dev_outputs = torch.nn.ModuleList(SplitOutputs(task.num_outputs, task.is_regression) for _ in task.dev)
         self.evaluations: dict[str, Evaluation] = {}  # the last evaluation, by split name
+        self.diverged = ""  # where the weights ceased to be numbers
 
     def forward(self, tokens: torch.Tensor) -> torch.Tensor:
         """Head outputs (batch, classes) for padded token ids (batch, length)."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from typing import Any
 
@@ -23,7 +24,7 @@ class TrainingMonitor(pl.Callback):
     """Logs ``train/*`` every ``every`` optimizer steps, and the dev metrics at the step they were measured.
 
     Loss, examples/s, real tokens/s and padding ratio are of all processes and of the whole window since the last
-    point; the gradient norm and the learning rate are those of its last step.
+    point; the gradient norm and the learning rate are those of its last step. A training that has diverged ends here.
     """
 
     def __init__(self, every: int) -> None:
@@ -61,7 +62,7 @@ class TrainingMonitor(pl.Callback):
             self.grad_norm = torch.nn.utils.get_total_norm(gradients)
 
     def on_train_batch_end(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Batch, batch_idx: int
+        self, trainer: pl.Trainer, pl_module: GlueModule, outputs: Any, batch: Batch, batch_idx: int
     ) -> None:
         counted = len(batch["ids"]) if batch["scale"] else 0
         self.window[0] += outputs["loss"].detach().double() * trainer.accumulate_grad_batches
@@ -76,10 +77,13 @@ class TrainingMonitor(pl.Callback):
         for logger in trainer.loggers:
             logger.log_metrics(dev_metrics(trainer, pl_module), step=trainer.global_step)
 
-    def _log(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+    def _log(self, trainer: pl.Trainer, pl_module: GlueModule) -> None:
         window = trainer.strategy.reduce(self.window, reduce_op="sum")
         seconds = time.perf_counter() - self.since
         loss, batches, examples, real, padded = window.tolist()
+        if not math.isfinite(loss) and not all(p.isfinite().all() for p in pl_module.parameters()):
+            pl_module.diverged = f"step {trainer.global_step}, loss {loss / batches}"  # with fp16, a loss alone may be
+            trainer.should_stop = True
         values = {
             "train/loss": loss / batches,
             "train/lr": trainer.lr_scheduler_configs[0].scheduler.get_last_lr()[0],

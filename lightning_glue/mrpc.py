@@ -6,12 +6,15 @@ Source: download_glue_data.py of the GLUE authors
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator
 from pathlib import Path
 
 from lightning_glue.atomic import new_folder
 from lightning_glue.errors import UserError
 from lightning_glue.tasks import TASKS
+
+log = logging.getLogger(__name__)
 
 RAW_TRAIN = "msr_paraphrase_train.txt"
 RAW_TEST = "msr_paraphrase_test.txt"
@@ -49,6 +52,9 @@ def convert(folder: Path, out: Path, dev_ids: Path | None = None) -> None:
             f"{dev_ids} selects {len(dev) - 1} of the {len(rows)} rows of {folder / RAW_TRAIN} for dev, expected some "
             "of them; get mrpc_dev_ids.tsv from the GLUE site"
         )
+    missing = [pair for pair in held_out - {(row[1], row[2]) for row in rows} if pair[0].isdigit()]  # no header
+    if missing:
+        log.warning("%s: not in %s are %d of its pairs, such as %s", dev_ids, RAW_TRAIN, len(missing), max(missing))
     _, *rows = _rows(folder / RAW_TEST)
     test = [TEST_HEADER, *("\t".join((str(index), *row[1:])) for index, row in enumerate(rows))]
     with new_folder(out) as target:

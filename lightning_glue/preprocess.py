@@ -19,6 +19,7 @@ import numpy as np
 
 from lightning_glue import indexed, reader, tokenizer
 from lightning_glue.atomic import locked, new_folder
+from lightning_glue.console import Parser
 from lightning_glue.errors import UserError, run_main, suggest
 from lightning_glue.reader import Rows
 from lightning_glue.tasks import TASKS, Split, Task, get_task
@@ -166,7 +167,7 @@ def read_label_symbols(directory: Path) -> list[str]:
 
 
 def parse_arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="python -m lightning_glue.preprocess",
         description="Write a GLUE task in fairseq's binary layout, byte for byte as preprocess_GLUE_tasks.sh does.",
     )
@@ -200,7 +201,7 @@ def main() -> None:
             _binarize_with_progress(task, rows, encoder, folder)
         counts = ", ".join(f"{name} {len(part)}" for name, part in rows.items())
         lost = sum(part.dropped + part.skipped for part in rows.values())
-        print(f"{out}: {counts} rows" + (f" ({lost} malformed rows left out)" if lost else ""))
+        print(f"{out}: {counts} rows" + (f" (malformed rows left out: {lost})" if lost else ""))
 
 
 if __name__ == "__main__":

@@ -6,7 +6,6 @@ The model is the run's exported fairseq directory itself, with an MLmodel file b
 
 from __future__ import annotations
 
-import argparse
 import json
 import math
 import tempfile
@@ -14,7 +13,9 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from lightning_glue.console import Parser
 from lightning_glue.errors import UserError, run_main
+from lightning_glue.journal import delivered_run
 from lightning_glue.store import open_store, reason
 from lightning_glue.tasks import Task, get_task
 
@@ -137,7 +138,7 @@ def _make_registered_model(client: MlflowClient, name: str, description: str) ->
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="python -m lightning_glue.registry",
         description="Register a run's best model; alias champion goes to the best on the same dev data.",
     )
@@ -146,11 +147,12 @@ def main() -> None:
     args = parser.parse_args()
     from mlflow.exceptions import MlflowException
 
+    run_id = delivered_run(args.run_id)
     client, _ = open_store(args.uri)
     try:
-        name, version, decision = register(client, args.run_id)
+        name, version, decision = register(client, run_id)
     except (MlflowException, OSError) as error:
-        raise UserError(f"run {args.run_id} cannot be registered: {reason(error)}") from None
+        raise UserError(f"run {run_id} cannot be registered: {reason(error)}") from None
     print(f"{name} version {version} ({decision})")
     print(f'mlflow.pyfunc.load_model("models:/{name}@{CHAMPION}")')
 

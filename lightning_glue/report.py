@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 from lightning_glue import registry
 from lightning_glue.atomic import make_folder, new_file
+from lightning_glue.console import Parser
 from lightning_glue.errors import UserError, run_main, suggest
 from lightning_glue.registry import difference
 from lightning_glue.store import open_store, reason
@@ -55,7 +56,7 @@ class Section:
 
 
 def parse_arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="python -m lightning_glue.report", description="Compare tracked runs, grouped over their seeds."
     )
     parser.add_argument("--experiment", metavar="NAME", help="MLflow experiment (default: all)")

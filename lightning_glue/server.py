@@ -16,6 +16,7 @@ import sys
 import tempfile
 from pathlib import Path
 
+from lightning_glue.console import Parser
 from lightning_glue.errors import UserError, run_main
 
 _PASSWORD = "MLFLOW_AUTH_ADMIN_PASSWORD"
@@ -32,7 +33,7 @@ auth_cache_ttl_seconds = 60
 
 
 def parse_arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="python -m lightning_glue.server",
         description="Serve runs and models over HTTP with MLflow's own server.",
         epilog=f"With --db every request needs a user: admin, with the password in {_PASSWORD}, adds the others.",

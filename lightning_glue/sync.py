@@ -7,6 +7,7 @@ import os
 import sys
 from pathlib import Path
 
+from lightning_glue.console import Parser
 from lightning_glue.delivery import Courier, Undelivered
 from lightning_glue.errors import UserError, run_main
 from lightning_glue.journal import JOURNALS, State, find_journal, is_alive, journals
@@ -14,7 +15,7 @@ from lightning_glue.watcher import conclude
 
 
 def parse_arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="python -m lightning_glue.sync",
         description="Deliver what trainings could not send to their MLflow server; each record arrives once.",
     )
@@ -27,8 +28,8 @@ def parse_arguments() -> argparse.Namespace:
 
 def sync(folder: Path, uri: str | None) -> bool:
     """Deliver one journal and say so; whether all of it is delivered."""
-    state = State(folder)
-    courier = Courier(folder, None if state.run_id else uri)
+    known = State(folder).run_id
+    courier = Courier(folder, None if known else uri)
     alive = is_alive(folder)
     if not alive:
         conclude(courier.journal)
@@ -38,6 +39,8 @@ def sync(folder: Path, uri: str | None) -> bool:
         left = len(courier.journal.read(courier.state.offset))
         print(f"{_name(courier)}: {left} records not delivered to {courier.state.uri or uri}: {error}", file=sys.stderr)
         return False
+    if not known:
+        print(f"journal {folder.name} is {_name(courier)} now")
     if sent or alive:
         print(f"{_name(courier)}: {sent} records delivered" + ", still in training" * alive)
     return True

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from lightning_glue import config as configuration
 from lightning_glue.config import Config
-from lightning_glue.console import program
+from lightning_glue.console import Parser, program
 from lightning_glue.errors import UserError, run_main
 from lightning_glue.imports import quick_imports
 from lightning_glue.tasks import TRAINABLE, Task, get_task
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 
 def parse_arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="python -m lightning_glue.train",
         description="Fine-tune fairseq's RoBERTa on a GLUE task and track the run in MLflow.",
         epilog="Without --task and --experiment: the demo, generated SST-2 sentences and a small encoder.",
@@ -339,15 +339,22 @@ def write_predictions(
         write_submissions(module.model, ax, prepared, folder, **limits)
 
 
-def announce(config: Config, data: GlueDataModule) -> None:
+def announce(config: Config, data: GlueDataModule, resume: str | Resume | None, found: Resume | None) -> None:
     """Say what is about to be trained on."""
     kept = ", ".join(f"{name} {info.rows}" for name, info in data.prepared.splits.items())
     lost = sum(info.dropped + info.skipped for info in data.prepared.splits.values())
     cut = sum(split.truncated for split in data.splits.values())
-    notes = [f"{lost} malformed rows left out"] * bool(lost) + [f"{cut} examples cut to length"] * bool(cut)
+    notes = [f"malformed rows left out: {lost}"] * bool(lost) + [f"examples cut to length: {cut}"] * bool(cut)
     source = "generated sample, not GLUE" if config.data.source == "sample" else "GLUE"
     print(f"{config.task.name} ({source}): {'; '.join([kept, *notes])}")
-    print(f"{config.model.name}, {config.trainer.max_epochs} epochs, batch {config.data.batch_size}, lr {config.lr:g}")
+    steps = f" or {config.trainer.max_steps} steps" if config.trainer.max_steps > 0 else ""
+    length = f"{config.trainer.max_epochs} epochs{steps}"
+    print(f"{config.model.name}, {length}, batch {config.data.batch_size}, lr {config.lr:g}")
+    if found:
+        epochs, batches = found.position
+        print(f"resuming run {found.run_id} after {epochs} epochs and {batches} batches")
+    elif resume:
+        print("no interrupted run of this configuration to resume: a new one")
 
 
 def report(config: Config, tracker: MLflowTracker, best: BestEvaluation) -> None:
@@ -358,19 +365,27 @@ def report(config: Config, tracker: MLflowTracker, best: BestEvaluation) -> None
     print(f"run: {tracker.describe()}")
     if tracker.registered:
         print(f"model: {tracker.registered}")
-    default_store = tracker.uri == f"sqlite:///{Path.cwd() / 'mlflow.db'}"
     python = program("python")
     sample = " --data sample" if config.data.source == "sample" else ""
     commands = {
-        f"{program('mlflow')} ui" + ("" if default_store else f" --backend-store-uri {tracker.uri}"): "compare runs",
+        compare_command(str(tracker.uri)): "compare runs",
         f"{python} -m lightning_glue.evaluate {tracker.run_id}{sample}": "score it again",
-        f"{python} -m lightning_glue.train --task RTE --model minilm": "train on real GLUE data",
     }
+    if sample:
+        commands[f"{python} -m lightning_glue.train --task RTE --model minilm"] = "train on real GLUE data"
     if config.task.name == "MNLI":
         commands[f"{python} -m lightning_glue.train --task RTE --init-from {tracker.run_id}"] = "start RTE from it"
     print("next:")
     for command, purpose in commands.items():
         print(f"  {command}\n      {purpose}")
+
+
+def compare_command(uri: str) -> str:
+    """What opens MLflow's page of the runs: the server's own address, or a server to start."""
+    if uri.startswith(("http://", "https://")):
+        return uri
+    default = uri == f"sqlite:///{Path.cwd() / 'mlflow.db'}"
+    return f"{program('mlflow')} ui" + ("" if default else f" --backend-store-uri {uri}")
 
 
 def quiet() -> None:
@@ -427,13 +442,15 @@ def train(config: Config, resume: str | Resume | None = None) -> None:
     tracker = make_tracker(config)
     module, data, start = build(config)
     if leader:
-        announce(config, data)
+        announce(config, data, resume, found)
         if found:
             check_data(found, data.prepared.splits)
     register = config.tracking.register and config.tracking.checkpoints
     best = execute(config, module, data, start, tracker, found, register=register)
     if leader:
         report(config, tracker, best)
+        if module.diverged:
+            sys.exit(f"error: the training diverged at {module.diverged}; lower optimizer.lr ({config.lr:g})")
 
 
 def make_tracker(config: Config) -> MLflowTracker:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from lightning_glue import config as configuration
 from lightning_glue.config import Config, TuneConfig
-from lightning_glue.console import program
+from lightning_glue.console import Parser, program
 from lightning_glue.errors import UserError, run_main, suggest
 from lightning_glue.tasks import TRAINABLE, get_task
 
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 
 def parse_arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="python -m lightning_glue.tune",
         description="Search a GLUE task's hyperparameters with Optuna; every trial is a tracked training.",
         epilog="Run again, or on more machines, with the same --study and --storage: the study goes on, is shared.",
@@ -188,18 +188,12 @@ class Observer:
         self.board.update(self.study.trials(), running)
 
     def finished(self, trial: FrozenTrial, runs: list[str]) -> None:
-        from lightning_glue.tuned import write_recipe
-
         self.board.finished(trial)
         self.tracking.finished(trial, runs)
         best = best_trial(self.study)
         if best and best.number != self.best:
             self.best = best.number
-            done = sum(one.state.is_finished() for one in self.study.trials())
-            write_recipe(
-                self.search.config, self.search.given | best.params, study=self.study.name, trial=best.number,
-                metric=self.search.metric, value=best.value, trials=done,
-            )  # fmt: skip
+            keep_recipe(self.search, self.study, best)
 
 
 def best_trial(study: SharedStudy) -> FrozenTrial | None:
@@ -207,6 +201,16 @@ def best_trial(study: SharedStudy) -> FrozenTrial | None:
     from optuna.trial import TrialState
 
     return max(study.trials(TrialState.COMPLETE), key=lambda trial: trial.value, default=None)
+
+
+def keep_recipe(search: Search, study: SharedStudy, best: FrozenTrial) -> None:
+    from lightning_glue.tuned import write_recipe
+
+    done = sum(trial.state.is_finished() for trial in study.trials())
+    write_recipe(
+        search.config, search.given | best.params, study=study.name, trial=best.number, metric=search.metric,
+        value=best.value, trials=done,
+    )  # fmt: skip
 
 
 def report(args: argparse.Namespace, search: Search, study: SharedStudy, tracking: StudyTracking) -> None:
@@ -223,6 +227,7 @@ def report(args: argparse.Namespace, search: Search, study: SharedStudy, trackin
             print(f"  {key:<28}{value:.6g}" if isinstance(value, float) else f"  {key:<28}{value}")
     print(f"run: {tracking.run_id} at {tracking.client.tracking_uri}\nnext:")
     if best:
+        keep_recipe(search, study, best)  # another study of the task may have written its own meanwhile
         command = f"{program('python')} -m lightning_glue.train --experiment tuned/{task}"
         print(f"  {command}\n      train with the best parameters")
     print(f"  {program('optuna-dashboard')} {args.storage}\n      look at the study")

@@ -13,7 +13,10 @@ from lightning_glue.config import EXPERIMENTS, Config, options
 def write_recipe(
     config: Config, parameters: Mapping[str, Any], *, study: str, trial: int, metric: str, value: float, trials: int
 ) -> Path:
-    """Write ``experiments/tuned/<task>.yaml``: the study's task, model and data, and its best trial's parameters."""
+    """Write ``experiments/tuned/<task>.yaml``: the study's task, model and data, and its best trial's parameters.
+
+    It takes the place of another study's.
+    """
     from omegaconf import OmegaConf
 
     nested: dict[str, Any] = {}

@@ -87,6 +87,7 @@ def test_glue_dir_comes_from_the_environment(monkeypatch: pytest.MonkeyPatch) ->
         ({"overrides": ["optimizer.betas=[0.9,nan]"]}, "optimizer.betas=[0.9, nan]; expected a finite number"),
         ({"overrides": ["optimizer.betas=[0.9]"]}, "optimizer.betas=[0.9]; expected two numbers"),
         ({"overrides": ["seed=-1"]}, "seed=-1 is too small; expected at least 0"),
+        ({"overrides": ["trainer.max_steps=0"]}, "trainer.max_steps=0; expected at least 1, or -1 for no limit"),
         ({"overrides": ["trainer.val_check_interval=0"]}, "trainer.val_check_interval=0.0; expected a share"),
         ({"overrides": ["trainer.val_check_interval=1.5"]}, "trainer.val_check_interval=1.5; expected a share"),
         ({"overrides": ["trainer.gpus=two"]}, "trainer.gpus=two; expected auto or a number of GPUs"),
@@ -122,6 +123,17 @@ def test_the_command_line_prints_one_line_and_exits_2(tmp_path: Path) -> None:
     assert result.returncode == 2
     assert result.stderr == "error: unknown task 'sst2'; did you mean 'SST-2'?\n"
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_wrong_option_is_one_line_too(tmp_path: Path) -> None:
+    for command, message in {
+        ("train", "--bogus"): "unrecognized arguments: --bogus",
+        ("tune",): "the following arguments are required: --task",
+        ("evaluate",): "the following arguments are required: RUN_ID|PATH",
+    }.items():
+        result = run(f"lightning_glue.{command[0]}", *command[1:], cwd=tmp_path, check=False)
+        assert result.returncode == 2
+        assert result.stderr == f"error: {message}; see python -m lightning_glue.{command[0]} --help\n"
 
 
 def test_make_help_names_every_target() -> None:

@@ -13,7 +13,8 @@ from conftest import ROOT
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from lightning_glue.journal import Journal, decode, encode, final_status, is_alive, try_lock
+from lightning_glue.errors import UserError
+from lightning_glue.journal import Journal, State, decode, delivered_run, encode, final_status, is_alive, try_lock
 
 values = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(max_size=20),
@@ -109,6 +110,20 @@ journal.append({{"tags": {{"n": 2}}}})
 def test_values_that_json_lacks_survive() -> None:
     (record,) = whole(encode({"metrics": [["loss", float("nan"), 1, 2], ["loss", float("inf"), 1, 3]]}))
     assert json.dumps(record) == '{"metrics": [["loss", NaN, 1, 2], ["loss", Infinity, 1, 3]]}'
+
+
+def test_a_run_is_known_by_its_journal_too(tmp_path: Path) -> None:
+    folder = tmp_path / "j1"
+    folder.mkdir()
+    Journal(folder).append({"start": {"time": 1}})
+    assert delivered_run("elsewhere", tmp_path) == "elsewhere"
+    with pytest.raises(UserError, match="run j1 has not reached MLflow yet; .*lightning_glue.sync j1"):
+        delivered_run("j1", tmp_path)
+
+    state = State(folder)
+    state.run_id = "r1"
+    state.save()
+    assert delivered_run("j1", tmp_path) == delivered_run("r1", tmp_path) == "r1"
 
 
 def test_the_lock_tells_whether_a_training_is_at_work(tmp_path: Path) -> None:

@@ -89,6 +89,15 @@ def test_faults_leave_nothing_behind(raw, tmp_path, name, content, message) -> N
     assert not (tmp_path / "out").exists()
 
 
+def test_dev_ids_that_no_row_has_are_said(raw, tmp_path, caplog) -> None:
+    convert(raw, tmp_path / "out")
+    assert not caplog.messages
+
+    (raw / "dev_ids.tsv").write_bytes(b"#1 ID\t#2 ID\n12\t13\n98\t99\n")
+    convert(raw, tmp_path / "again")
+    assert "1 of its pairs, such as ('98', '99')" in caplog.text
+
+
 def test_an_existing_folder_is_never_replaced(raw) -> None:
     with pytest.raises(UserError, match="exists already"):
         convert(raw, raw)

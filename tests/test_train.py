@@ -258,6 +258,17 @@ train.main()
     assert "no such luck" in next((tmp_path / "mlruns").rglob("traceback.txt")).read_text()
 
 
+def test_a_training_that_diverges_ends_early_and_says_so(cache: Path, bpe_dir: Path, tmp_path: Path) -> None:
+    arguments = ["--task", "WNLI", *TINY, *SHORT, "trainer.max_epochs=30", "optimizer.lr=1e30"]
+    result = run("lightning_glue.train", *arguments, cwd=tmp_path, check=False, ROBERTA_BPE_DIR=str(bpe_dir))
+    assert result.returncode == 1
+    assert result.stderr == "error: the training diverged at step 5, loss nan; lower optimizer.lr (1e+30)\n"
+    client, found = only_run(tmp_path, "glue-wnli")
+    assert found.info.status == "FINISHED"
+    assert [point.step for point in client.get_metric_history(found.info.run_id, "dev/accuracy")] == [5]
+    assert not client.search_registered_models()
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

@@ -123,6 +123,10 @@ def test_a_search_is_tracked_drawn_and_leaves_a_recipe(project: Path) -> None:
     assert f"best trial {winner.number}: " in result.stdout
     assert f"trial {winner.number} of " in recipe.read_text()
 
+    recipe.write_text("of another study")
+    tune(project, "--trials", "4", *SHORT)  # none more
+    assert f"trial {winner.number} of 4, " in recipe.read_text()
+
     again = tune(project, "--trials", "5", *SHORT)  # one more
     assert len(trials(project)) == 5
     assert again.stderr.count("done") + again.stderr.count("pruned") == 1
