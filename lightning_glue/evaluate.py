@@ -11,6 +11,7 @@ from lightning_glue.atomic import make_folder
 from lightning_glue.config import Config, compose, quote
 from lightning_glue.console import Parser
 from lightning_glue.errors import UserError, run_main
+from lightning_glue.imports import quick_imports
 from lightning_glue.tasks import Task, get_task
 
 if TYPE_CHECKING:
@@ -95,12 +96,14 @@ def main() -> None:
     config = compose(
         [f"{key}={quote(value)}" for key, value in flags.items() if value is not None] + args.overrides, data=args.data
     )
-    from lightning_glue.checkpoint import load_fine_tuned
-    from lightning_glue.config import is_distributed_child
-    from lightning_glue.hardware import resolve_devices, resolve_eval_tokens
-    from lightning_glue.memory import keep_freed_memory
-    from lightning_glue.predict import write_submissions
-    from lightning_glue.train import quiet
+    with quick_imports():
+        from lightning_glue.checkpoint import load_fine_tuned
+        from lightning_glue.config import is_distributed_child
+        from lightning_glue.hardware import resolve_devices, resolve_eval_tokens
+        from lightning_glue.memory import keep_freed_memory
+        from lightning_glue.module import GlueModule  # noqa: F401 - for evaluate()
+        from lightning_glue.predict import write_submissions
+        from lightning_glue.train import quiet
 
     quiet()
     if args.predict:
