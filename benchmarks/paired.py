@@ -1,9 +1,10 @@
 """What the unpadded forward does to a training with dropout: dev metrics of pairs of trainings, seed by seed.
 
-    GLUE_DIR=... python benchmarks/paired.py [--task RTE] [--seeds 5] [key=value ...]
+    GLUE_DIR=... python benchmarks/paired.py [--task STS-B] [--seeds 5] [key=value ...]
 
 Each pair has the same seed, start, batches and recipe; one side computes with fairseq's own forward, the other without
-padding. Their dropout masks differ, as they do between two seeds, so single pairs differ; their mean should not.
+padding; an epoch each, unless trainer.max_epochs says otherwise. Their dropout masks differ, as they do between two
+seeds, so single pairs differ; their mean should not.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from common import describe_machine
 
 def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--task", default="RTE", help="default: %(default)s")
+    parser.add_argument("--task", default="STS-B", help="default: %(default)s")
     parser.add_argument("--model", default="minilm", help="default: %(default)s")
     parser.add_argument("--seeds", type=int, default=5, help="default: %(default)s")
     parser.add_argument("overrides", nargs="*", metavar="key=value")
@@ -39,7 +40,10 @@ def train(args: argparse.Namespace, seed: int, stock: bool, warm: dict[Any, Any]
 
     source = "glue" if os.environ.get("GLUE_DIR") else "sample"
     config = configuration.compose(
-        ["trainer.gpus=0", f"seed={seed}", *args.overrides], task=args.task, model=args.model, data=source
+        ["trainer.gpus=0", "trainer.max_epochs=1", f"seed={seed}", *args.overrides],
+        task=args.task,
+        model=args.model,
+        data=source,
     )
     prepare_process(config)
     pl.seed_everything(seed, verbose=False)

@@ -1,6 +1,6 @@
 """Training and evaluation at roberta.base's shape: lightning-glue, fairseq-hydra-train and Hugging Face's Trainer.
 
-    GLUE_DIR=... ROBERTA_BPE_DIR=... python benchmarks/train.py [--task RTE] [--rounds 2] [--steps 12] [--dev 128]
+    GLUE_DIR=... ROBERTA_BPE_DIR=... python benchmarks/train.py [--tasks RTE SST-2] [--rounds 2] [--steps 12]
 
 Every side trains the same number of steps from the same (random) weights, with the recipe's batch and its own
 sampler, then evaluates the same dev rows, in a process of its own; the sides take turns. Dropout is on. The bf16 sides
@@ -35,7 +35,7 @@ _PARAMETERS = 12 * (4 * 768 * 768 + 2 * 768 * 3072)  # of the matrix products of
 
 def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--task", default="RTE", help="default: %(default)s")
+    parser.add_argument("--tasks", nargs="+", default=["RTE", "SST-2"], help="default: RTE SST-2")
     parser.add_argument("--rounds", type=int, default=2, help="default: %(default)s")
     parser.add_argument("--steps", type=int, default=12, help="timed in a round (default: %(default)s)")
     parser.add_argument("--dev", type=int, default=128, help="dev rows (default: %(default)s)")
@@ -136,13 +136,9 @@ def print_table(results: dict[str, list[dict[str, Any]]], lengths: dict[str, flo
             print(f"{side:<28}{speed(side, kind):7.2f} ({min(values):.2f}-{max(values):.2f}) | {ratios} | {share:.0%}")
 
 
-def main() -> None:
-    args = parse_arguments()
-    if "GLUE_DIR" not in os.environ:
-        sys.exit("set GLUE_DIR: this benchmark runs on real rows")
-    task = get_task(args.task)
-    size = configuration.compose([], task=args.task).data.batch_size
-    print(describe_machine())
+def compare(task: Task, args: argparse.Namespace) -> None:
+    """Measure all sides in turn on one task and print the tables."""
+    size = configuration.compose([], task=task.name).data.batch_size
     precisions = {"fp32", "bf16"} if cpu_has_bf16() else {"fp32"}
     sides = args.sides or [name for name, side in SIDES.items() if side.precision in precisions]
     results: dict[str, list[dict[str, Any]]] = {side: [] for side in sides}
@@ -150,14 +146,24 @@ def main() -> None:
         lengths = make_start(task, args.steps, args.dev, Path(temporary))
         for _ in range(args.rounds):
             for side in sides:
-                results[side].append(measure(side, args.task, args.steps, Path(temporary)))
+                results[side].append(measure(side, task.name, args.steps, Path(temporary)))
     check_same_work(results, args.steps * size, args.dev, lengths["train"])
     trained = f"{args.steps} steps of {size} examples, {lengths['train']:.1f} real tokens each"
-    print(f"{args.task}: {trained}; {args.dev} dev rows of {lengths['eval']:.1f}; {args.rounds} rounds")
+    print(f"\n{task.name}: {trained}; {args.dev} dev rows of {lengths['eval']:.1f}; {args.rounds} rounds")
     padded = {side: runs[0]["padded_tokens"] / runs[0]["real_tokens"] for side, runs in results.items()}
     print("tokens of a batch with padding to real ones: ", end="")
     print(", ".join(f"{side} {value:.2f}" for side, value in padded.items()))
     print_table(results, lengths, {"fp32": matmul_rate("float32"), "bf16": matmul_rate("bfloat16")})
+
+
+def main() -> None:
+    args = parse_arguments()
+    if "GLUE_DIR" not in os.environ:
+        sys.exit("set GLUE_DIR: this benchmark runs on real rows")
+    tasks = [get_task(name) for name in args.tasks]
+    print(describe_machine())
+    for task in tasks:
+        compare(task, args)
 
 
 if __name__ == "__main__":

@@ -144,7 +144,7 @@ def _attention(attention: MultiheadAttention, x: Tensor, rows: Rows, first_only:
     parts = F.linear(x, weight, bias)
     heads, width = attention.num_heads, x.shape[-1]
     p = attention.dropout_module.p if attention.dropout_module.training else 0.0
-    if parts.is_cuda and p == 0.0 and not first_only and parts.dtype != torch.float32:
+    if p == 0.0 and not first_only and _has_varlen(parts):
         from torch.nn.attention.varlen import varlen_attn
 
         q, k, v = parts.view(-1, 3, heads, width // heads).unbind(1)
@@ -155,6 +155,11 @@ def _attention(attention: MultiheadAttention, x: Tensor, rows: Rows, first_only:
     q = query.view(batch, 1, heads, -1).transpose(1, 2) if first_only else padded[0]
     attended = _attend(q, *padded[-2:], rows.real[:, None, None, :], p).transpose(1, 2).reshape(batch, -1, width)
     return attention.out_proj(attended.squeeze(1) if first_only else rows.pack(attended))
+
+
+def _has_varlen(x: Tensor) -> bool:
+    """FlashAttention, which torch's varlen_attn calls, is for half precision on Ampere and later GPUs."""
+    return x.is_cuda and x.dtype != torch.float32 and torch.cuda.get_device_capability(x.device) >= (8, 0)
 
 
 def _attend(q: Tensor, k: Tensor, v: Tensor, real: Tensor, p: float) -> Tensor:
