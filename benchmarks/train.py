@@ -80,8 +80,8 @@ def make_start(task: Task, steps: int, dev: int, folder: Path) -> dict[str, floa
     (folder / "bin").symlink_to(prepared.directory)
     symbols = preprocess.read_label_symbols(prepared.directory)
     lengths = {
-        kind: mean_length(task, split, prepared.directory)
-        for kind, split in {"train": task.train, "eval": task.dev[0]}.items()
+        "train": mean_length(task, task.train, prepared.directory),
+        "eval": mean_length(task, task.dev[0], prepared.directory),
     }
     for seed in itertools.count():  # rows that are as long on average, their labels in the same order by frequency
         few = write_rows(task.name, {"train": steps * size, "dev": None}, seed, folder / f"few-{seed}")

@@ -101,7 +101,6 @@ def main() -> None:
         from lightning_glue.config import is_distributed_child
         from lightning_glue.hardware import resolve_devices, resolve_eval_tokens
         from lightning_glue.memory import keep_freed_memory
-        from lightning_glue.module import GlueModule  # noqa: F401 - for evaluate()
         from lightning_glue.predict import write_submissions
         from lightning_glue.train import quiet
 

@@ -54,8 +54,7 @@ class Deferred(ModuleType):
 @contextmanager
 def deferred(*names: str) -> Iterator[None]:
     """Stand-ins for these modules within this run, where they are not imported yet; parents before their children."""
-    names = tuple(name for name in names if name not in sys.modules)
-    stand_ins = {name: Deferred(name) for name in names}
+    stand_ins = {name: Deferred(name) for name in names if name not in sys.modules}
     for name, stand_in in stand_ins.items():
         parent, _, child = name.rpartition(".")
         if parent:

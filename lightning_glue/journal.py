@@ -167,9 +167,12 @@ def delivered_run(run: str, root: Path = Path(JOURNALS)) -> str:
         UserError: MLflow does not have it yet.
     """
     folder = find_journal(root, run)
-    if folder and not State(folder).run_id:
+    if folder is None:
+        return run
+    run_id = State(folder).run_id
+    if not run_id:
         raise UserError(f"run {run} has not reached MLflow yet; python -m lightning_glue.sync {run} delivers it")
-    return (folder and State(folder).run_id) or run
+    return run_id
 
 
 class State:

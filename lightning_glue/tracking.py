@@ -71,7 +71,6 @@ class MLflowTracker(Logger):
         self._locks = ExitStack()
         self._finished = self._warned = False
         self._checked = 0.0
-        rank_zero_only(watch)()
 
     @property
     def name(self) -> str:

@@ -104,10 +104,13 @@ def train_objective(job: Job, report: Report, tell_run: Callable[[str], None]) -
     from lightning_glue.metrics import majority_value
     from lightning_glue.pruning import Pruning
     from lightning_glue.train import build, execute, make_tracker, prepare_process
+    from lightning_glue.watcher import watch
 
     config = configuration.compose(job.overrides, **job.choices)
     prepare_process(config)
     pl.seed_everything(config.seed, workers=True, verbose=False)
+    if not configuration.is_distributed_child():
+        watch()  # it gets ready meanwhile
     tracker = make_tracker(config)
     module, data, pretrained = build(config, _warm)
     task = module.task
