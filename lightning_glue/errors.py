@@ -6,6 +6,8 @@ import difflib
 import sys
 from collections.abc import Callable, Iterable
 
+from lightning_glue.addresses import hide_secrets
+
 
 class UserError(Exception):
     """A mistake the user can mend: names what was found, what was expected and what to do."""
@@ -19,12 +21,18 @@ def suggest(found: str, valid: Iterable[str]) -> str:
     return f"; did you mean {folded[near[0]]!r}?" if near else f"; expected one of: {', '.join(names)}"
 
 
+def first_line(error: BaseException, most: int = 300) -> str:
+    """What an error says, on one line and without passwords; its type where it says nothing."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return hide_secrets(lines[0])[:most] if lines else type(error).__name__
+
+
 def run_main(main: Callable[[], None]) -> None:
     """Run a command-line ``main``; a :class:`UserError` becomes one line on stderr and exit code 2."""
     try:
         main()
     except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {hide_secrets(str(error))}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
