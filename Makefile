@@ -23,8 +23,16 @@ BIN := .venv/bin
 INSTALLED := .venv/.installed
 FLAGS = $(if $(TASK),--task $(TASK)) $(if $(MODEL),--model $(MODEL)) $(if $(DATA),--data $(DATA)) $(if $(GPUS),--gpus $(GPUS)) $(if $(PROCS),--procs $(PROCS))
 
+# Addresses with passwords reach a command in its environment, which no other user of the machine can read.
+ifneq ($(STORAGE),)
+export OPTUNA_STORAGE := $(STORAGE)
+endif
+ifneq ($(DB),)
+export MLFLOW_BACKEND_STORE_URI := $(DB)
+endif
+
 .DEFAULT_GOAL := help
-.PHONY: help install train tune dashboard evaluate preprocess sync bench bench-gpu report register server ui test picture lint clean
+.PHONY: help install train tune dashboard evaluate preprocess sync bench bench-gpu report register server ui test torture picture lint clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 26
@@ -44,11 +52,11 @@ train: $(INSTALLED) ## fine-tune on TASK (none: a one-minute demo), track in MLf
 	@$(BIN)/python -m lightning_glue.train $(FLAGS) $(if $(EXPERIMENT),--experiment $(EXPERIMENT)) $(if $(INIT_FROM),--init-from $(INIT_FROM)) $(if $(RESUME),--resume $(RESUME)) $(ARGS)
 
 tune: $(INSTALLED) ## search TASK's hyperparameters with Optuna: TRIALS WORKERS STUDY STORAGE; again: goes on
-	@$(BIN)/python -m lightning_glue.tune $(FLAGS) $(if $(EXPERIMENT),--experiment $(EXPERIMENT)) $(if $(TRIALS),--trials $(TRIALS)) $(if $(WORKERS),--workers $(WORKERS)) $(if $(STUDY),--study $(STUDY)) $(if $(STORAGE),--storage $(STORAGE)) $(ARGS)
+	@$(BIN)/python -m lightning_glue.tune $(FLAGS) $(if $(EXPERIMENT),--experiment $(EXPERIMENT)) $(if $(TRIALS),--trials $(TRIALS)) $(if $(WORKERS),--workers $(WORKERS)) $(if $(STUDY),--study $(STUDY)) $(ARGS)
 
 dashboard: $(INSTALLED) ## look at the studies in optuna-dashboard
 	@$(BIN)/python -m pip install -q -e '.[dashboard]'
-	@$(BIN)/optuna-dashboard $(or $(STORAGE),sqlite:///optuna.db) $(ARGS)
+	@$(BIN)/python -m lightning_glue.dashboard $(ARGS)
 
 evaluate: $(INSTALLED) ## score RUN=<run id or directory> on the dev splits; PREDICT=<dir> writes test predictions
 	@$(BIN)/python -m lightning_glue.evaluate $(RUN) $(if $(TASK),--task $(TASK)) $(if $(DATA),--data $(DATA)) $(if $(GPUS),--gpus $(GPUS)) $(if $(PROCS),--procs $(PROCS)) $(if $(PREDICT),--predict $(PREDICT)) $(ARGS)
@@ -73,14 +81,17 @@ register: $(INSTALLED) ## register the best model of RUN=<run id>; the best of i
 	@$(BIN)/python -m lightning_glue.registry $(RUN) $(ARGS)
 
 server: $(INSTALLED) ## serve the runs on 127.0.0.1:5000; DB=postgresql://... ARTIFACTS=s3://... HOSTS=names: for a team
-	@$(if $(DB),$(BIN)/python -m pip install -q -e '.[server]')
-	@$(if $(DB),MLFLOW_BACKEND_STORE_URI='$(DB)') $(BIN)/python -m lightning_glue.server $(if $(DB),--host 0.0.0.0) $(if $(ARTIFACTS),--artifacts $(ARTIFACTS)) $(if $(HOSTS),--allowed-hosts $(HOSTS)) $(ARGS)
+	@$(if $(MLFLOW_BACKEND_STORE_URI),$(BIN)/python -m pip install -q -e '.[server]')
+	@$(BIN)/python -m lightning_glue.server $(if $(MLFLOW_BACKEND_STORE_URI),--host 0.0.0.0) $(if $(ARTIFACTS),--artifacts $(ARTIFACTS)) $(if $(HOSTS),--allowed-hosts $(HOSTS)) $(ARGS)
 
 ui: $(INSTALLED) ## browse and compare runs (plain `mlflow ui`)
 	@$(BIN)/mlflow ui $(ARGS)
 
 test: $(INSTALLED) ## run the tests; GLUE_DIR and ROBERTA_BPE_DIR let them use real files
 	@$(BIN)/python -m pytest $(ARGS)
+
+torture: $(INSTALLED) ## kill trainings, cut the power, fill the disk, feed hostile files; TORTURE_SEED=<n> repeats a run
+	@$(BIN)/python -m pytest -n0 -s -m torture tests $(ARGS)
 
 picture: $(INSTALLED) ## take the README's picture again, of the runs of SST-2 here
 	@$(BIN)/python tests/browser.py . glue-sst-2 docs/compare.png

@@ -7,6 +7,7 @@ passwords out of command lines.
 from __future__ import annotations
 
 import argparse
+import ipaddress
 import os
 import secrets
 import signal
@@ -16,8 +17,9 @@ import sys
 import tempfile
 from pathlib import Path
 
+from lightning_glue.addresses import hide_secrets
 from lightning_glue.console import Parser
-from lightning_glue.errors import UserError, run_main
+from lightning_glue.errors import UserError, first_line, run_main
 
 _PASSWORD = "MLFLOW_AUTH_ADMIN_PASSWORD"
 _LOCAL_DB, _ARTIFACTS = "sqlite:///mlflow.db", "mlruns"
@@ -48,6 +50,8 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--allowed-hosts", metavar="NAMES", default="",
                         help="names under which clients reach the server, separated by commas")  # fmt: skip
     parser.add_argument("--workers", type=int, default=2, help="server processes (default: %(default)s)")
+    parser.add_argument("--without-users", action="store_true", help="without --db, let everybody in who reaches "
+                        "--host: to read, to change and to delete")  # fmt: skip
     args = parser.parse_args()
     if args.workers < 1:
         raise UserError(f"--workers {args.workers}; expected at least 1")
@@ -63,18 +67,19 @@ def with_driver(url: str) -> str:
 def check_database(url: str) -> None:
     """Raise UserError where the database does not answer; the message shows no password."""
     import sqlalchemy
-    from sqlalchemy.engine import make_url
 
+    shown = hide_secrets(url)
     try:
-        shown = make_url(url).render_as_string(hide_password=True)
         with sqlalchemy.create_engine(url).connect():
             return
     except sqlalchemy.exc.ArgumentError:
         raise UserError("--db is no database URL; expected postgresql://user:password@host/name") from None
     except ImportError as error:
-        raise UserError(f"--db {shown} needs a package: {error}; pip install 'lightning-glue[server]'") from None
+        raise UserError(
+            f"--db {shown} needs a package: {first_line(error)}; pip install 'lightning-glue[server]'"
+        ) from None
     except sqlalchemy.exc.SQLAlchemyError as error:
-        raise UserError(f"--db {shown} cannot be reached: {str(error).splitlines()[0][:200]}") from None
+        raise UserError(f"--db {shown} cannot be reached: {first_line(error)}") from None
 
 
 def check_address(host: str, port: int) -> None:
@@ -87,13 +92,34 @@ def check_address(host: str, port: int) -> None:
             raise UserError(f"{host}:{port} cannot be used ({why}); choose another --port") from None
 
 
+def check_access(host: str, db: str | None, without_users: bool) -> None:
+    """Raise UserError where others than this machine would reach a server that asks nobody for a password."""
+    if db or without_users or _is_loopback(host):
+        return
+    raise UserError(
+        f"--host {host} lets everybody in who can reach this machine, with no password; give --db for a server with "
+        "users, or --without-users where that is meant"
+    )
+
+
+def _is_loopback(host: str) -> bool:
+    """Whether only this machine reaches a server on ``host``; a name is as good as every address it stands for."""
+    try:
+        found = {str(entry[4][0]).partition("%")[0] for entry in socket.getaddrinfo(host, None)}
+    except OSError:
+        return False
+    return bool(found) and all(ipaddress.ip_address(address).is_loopback for address in found)
+
+
 def check_artifacts(place: str) -> None:
     import importlib.util
 
     scheme, separator, _ = place.partition("://")
     package = _REMOTE.get(scheme) if separator else None
     if package and importlib.util.find_spec(package.partition(".")[0]) is None:
-        raise UserError(f"--artifacts {place} needs the package {package}; pip install 'lightning-glue[server]'")
+        raise UserError(
+            f"--artifacts {hide_secrets(place)} needs the package {package}; pip install 'lightning-glue[server]'"
+        )
 
 
 def allowed_hosts(host: str, names: str) -> str:
@@ -122,6 +148,7 @@ def team_environment(url: str, folder: Path) -> dict[str, str]:
 
 def serve(args: argparse.Namespace) -> int:
     """Run the server until it is stopped; its exit status."""
+    check_access(args.host, args.db, args.without_users)
     check_address(args.host, args.port)
     check_artifacts(args.artifacts)
     url = with_driver(args.db or _LOCAL_DB)

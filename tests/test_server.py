@@ -20,7 +20,8 @@ from mlflow.server.auth.client import AuthServiceClient
 from postgres import Postgres
 from servers import free_port
 
-from lightning_glue.server import allowed_hosts, with_driver
+from lightning_glue.errors import UserError
+from lightning_glue.server import allowed_hosts, check_access, with_driver
 
 ADMIN, MEMBER = "correct horse battery staple", "a member's long password"
 FLAGS = ["--task", "WNLI", "--model", "tiny", "--data", "sample", "--gpus", "0", "trainer.max_epochs=1"]
@@ -188,3 +189,35 @@ def test_addresses() -> None:
     hosts = allowed_hosts("0.0.0.0", "one.org, two.org").split(",")
     assert {"one.org", "one.org:*", "two.org", "localhost:*"} <= set(hosts)
     assert not {"0.0.0.0", "", ":*"} & set(hosts)
+
+
+@pytest.mark.parametrize("host", ["0.0.0.0", "192.0.2.7", "::"])
+def test_nobody_else_is_let_in_without_users(host: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(UserError, match="lets everybody in who can reach this machine"):
+        check_access(host, None, False)
+    check_access(host, "postgresql://db/mlflow", False)
+    check_access(host, None, True)
+
+
+def test_this_machine_needs_no_users() -> None:
+    for host in ("127.0.0.1", "127.8.9.10", "localhost", "::1"):
+        check_access(host, None, False)
+
+
+def test_an_open_server_is_refused_in_one_line(tmp_path: Path) -> None:
+    refused = run("lightning_glue.server", "--host", "0.0.0.0", cwd=tmp_path, check=False)
+    assert refused.returncode == 2
+    assert refused.stderr.startswith("error: --host 0.0.0.0 lets everybody in") and refused.stderr.count("\n") == 1
+    assert not (tmp_path / "mlflow.db").exists()
+
+
+def test_make_hands_addresses_over_in_the_environment(tmp_path: Path) -> None:
+    """No command line that make starts holds the password; that of make itself is the user's own."""
+    secret = "postgresql://ann:s3cret@db/x"
+    for target, variable in (("server", "DB"), ("tune", "STORAGE"), ("dashboard", "STORAGE")):
+        planned = subprocess.run(
+            ["make", "-n", "-C", str(ROOT), target, "TASK=RTE"],
+            env={**os.environ, variable: secret}, capture_output=True, text=True, check=True,
+        )  # fmt: skip
+        assert f"lightning_glue.{target}" in planned.stdout
+        assert "s3cret" not in planned.stdout

@@ -1,0 +1,25 @@
+"""Optuna's dashboard on the studies of ``OPTUNA_STORAGE``: ``python -m lightning_glue.dashboard [--port N ...]``.
+
+``optuna-dashboard`` itself takes the address as an argument, where every user of the machine reads its password.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from importlib.metadata import entry_points
+
+from lightning_glue.errors import UserError, run_main
+
+
+def main() -> None:
+    found = list(entry_points(group="console_scripts", name="optuna-dashboard"))
+    if not found:
+        raise UserError("optuna-dashboard is not installed; pip install 'lightning-glue[dashboard]'")
+    program = found[0].load()
+    sys.argv = ["optuna-dashboard", os.environ.get("OPTUNA_STORAGE") or "sqlite:///optuna.db", *sys.argv[1:]]
+    program()
+
+
+if __name__ == "__main__":
+    run_main(main)
