@@ -26,6 +26,8 @@ import pytest
 import torch
 from conftest import ROOT
 
+from lightning_glue.journal import Journal, final_status, journals
+
 pytestmark = pytest.mark.torture
 
 KILLS = int(os.environ.get("TORTURE_KILLS", "20"))
@@ -90,6 +92,20 @@ def kill_all(folder: Path) -> None:
 def end_of(process: subprocess.Popen[bytes], folder: Path, seconds: float = 240) -> None:
     """Wait for a training that is to end well."""
     assert process.wait(timeout=seconds) == 0, (folder / "out").read_text()[-3000:]
+
+
+def is_finished(folder: Path) -> bool:
+    """Whether a training here has come to its end: ``--resume auto`` would then begin another."""
+    records = [record for one in journals(folder / "mlruns/.journal") for record in Journal(one).read()]
+    return final_status(records) == "FINISHED"
+
+
+def go_on(folder: Path, setup: str) -> None:
+    """To the end, unless it is there already, with everything delivered."""
+    if not is_finished(folder):
+        end_of(start(folder, *SETUPS[setup], "--resume", "auto"), folder)
+    wait_for_all(folder)
+    deliver(folder)
 
 
 def deliver(folder: Path) -> None:
@@ -190,16 +206,15 @@ def test_killed_again_and_again(
     whole = references.of(setup)
     new_store(tmp_path)
     for _ in range(KILLS // len(SETUPS)):
+        if is_finished(tmp_path):
+            break
         process = start(tmp_path, *SETUPS[setup], "--resume", "auto")
         try:
             process.wait(timeout=moments.uniform(0.05, 1.0) * references.seconds[setup])
-            break  # it was through before
         except subprocess.TimeoutExpired:
             process.kill()
             process.wait()
-    end_of(start(tmp_path, *SETUPS[setup], "--resume", "auto"), tmp_path)
-    wait_for_all(tmp_path)
-    deliver(tmp_path)
+    go_on(tmp_path, setup)
     assert_same(tmp_path, whole)
 
 
@@ -219,9 +234,7 @@ def test_the_power_fails(
             process.wait(timeout=moments.uniform(0.4, 1.0) * references.seconds[setup])
         disk.power_cut(lambda: kill_all(disk.folder))
         process.wait()
-        end_of(start(disk.folder, *SETUPS[setup], "--resume", "auto"), disk.folder)
-        wait_for_all(disk.folder)
-        deliver(disk.folder)
+        go_on(disk.folder, setup)
         assert_same(disk.folder, whole)
 
 
@@ -243,10 +256,7 @@ def test_the_disk_fills_up(
         assert "Traceback" not in (disk.folder / "out").read_text()
         disk.free()
         wait_for_all(disk.folder)
-        if process.returncode:
-            end_of(start(disk.folder, *SETUPS[setup], "--resume", "auto"), disk.folder)
-            wait_for_all(disk.folder)
-        deliver(disk.folder)
+        go_on(disk.folder, setup)
         assert_same(disk.folder, whole)
 
 
@@ -265,8 +275,7 @@ def test_the_watcher_is_killed_all_the_time(
             except (OSError, ProcessLookupError):
                 continue
     end_of(process, tmp_path)
-    wait_for_all(tmp_path)
-    deliver(tmp_path)
+    go_on(tmp_path, "plain")
     assert_same(tmp_path, whole)
 
 
