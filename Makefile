@@ -21,7 +21,11 @@ BENCHMARKS ?= forward train paired tracking tune preprocess startup scaling
 PYTHON ?= $(firstword $(foreach p,python3.12 python3.11 python3,$(shell $(p) -c 'import sys; print("$(p)" if (3,11) <= sys.version_info[:2] < (3,13) else "")' 2>/dev/null)))
 BIN := .venv/bin
 INSTALLED := .venv/.installed
-FLAGS = $(if $(TASK),--task $(TASK)) $(if $(MODEL),--model $(MODEL)) $(if $(DATA),--data $(DATA)) $(if $(GPUS),--gpus $(GPUS)) $(if $(PROCS),--procs $(PROCS))
+# $(call option,--flag,value): nothing where there is no value, which may hold blanks and quotes; ARGS alone is split.
+home = $(if $(filter ~/%,$(firstword $(1))),$(patsubst ~/%,$(HOME)/%,$(1)),$(1))
+option = $(if $(2),$(1) '$(subst ','\'',$(call home,$(2)))')
+where = $(call option,--task,$(TASK)) $(call option,--data,$(DATA)) $(call option,--gpus,$(GPUS)) $(call option,--procs,$(PROCS))
+FLAGS = $(where) $(call option,--model,$(MODEL))
 
 # Addresses with passwords reach a command in its environment, which no other user of the machine can read.
 ifneq ($(STORAGE),)
@@ -49,20 +53,20 @@ $(INSTALLED): pyproject.toml requirements-no-deps.txt
 	@touch $@
 
 train: $(INSTALLED) ## fine-tune on TASK (none: a one-minute demo), track in MLflow
-	@$(BIN)/python -m lightning_glue.train $(FLAGS) $(if $(EXPERIMENT),--experiment $(EXPERIMENT)) $(if $(INIT_FROM),--init-from $(INIT_FROM)) $(if $(RESUME),--resume $(RESUME)) $(ARGS)
+	@$(BIN)/python -m lightning_glue.train $(FLAGS) $(call option,--experiment,$(EXPERIMENT)) $(call option,--init-from,$(INIT_FROM)) $(call option,--resume,$(RESUME)) $(ARGS)
 
 tune: $(INSTALLED) ## search TASK's hyperparameters with Optuna: TRIALS WORKERS STUDY STORAGE; again: goes on
-	@$(BIN)/python -m lightning_glue.tune $(FLAGS) $(if $(EXPERIMENT),--experiment $(EXPERIMENT)) $(if $(TRIALS),--trials $(TRIALS)) $(if $(WORKERS),--workers $(WORKERS)) $(if $(STUDY),--study $(STUDY)) $(ARGS)
+	@$(BIN)/python -m lightning_glue.tune $(FLAGS) $(call option,--experiment,$(EXPERIMENT)) $(call option,--trials,$(TRIALS)) $(call option,--workers,$(WORKERS)) $(call option,--study,$(STUDY)) $(ARGS)
 
 dashboard: $(INSTALLED) ## look at the studies in optuna-dashboard
 	@$(BIN)/python -m pip install -q -e '.[dashboard]'
 	@$(BIN)/python -m lightning_glue.dashboard $(ARGS)
 
 evaluate: $(INSTALLED) ## score RUN=<run id or directory> on the dev splits; PREDICT=<dir> writes test predictions
-	@$(BIN)/python -m lightning_glue.evaluate $(RUN) $(if $(TASK),--task $(TASK)) $(if $(DATA),--data $(DATA)) $(if $(GPUS),--gpus $(GPUS)) $(if $(PROCS),--procs $(PROCS)) $(if $(PREDICT),--predict $(PREDICT)) $(ARGS)
+	@$(BIN)/python -m lightning_glue.evaluate $(call option,,$(RUN)) $(where) $(call option,--predict,$(PREDICT)) $(ARGS)
 
 preprocess: $(INSTALLED) ## write TASK (none: all) in fairseq's binary layout, as preprocess_GLUE_tasks.sh does
-	@$(BIN)/python -m lightning_glue.preprocess --task $(or $(TASK),ALL) $(if $(DATA),--data $(DATA)) $(ARGS)
+	@$(BIN)/python -m lightning_glue.preprocess $(call option,--task,$(or $(TASK),ALL)) $(call option,--data,$(DATA)) $(ARGS)
 
 sync: $(INSTALLED) ## deliver to the tracking server what trainings could not; RUN=<id> only that run
 	@$(BIN)/python -m lightning_glue.sync $(RUN) $(ARGS)
@@ -75,14 +79,14 @@ bench-gpu: $(INSTALLED) ## measure on a GPU beside fairseq in fp16: speed, MFU, 
 	@$(BIN)/python benchmarks/gpu.py $(ARGS)
 
 report: $(INSTALLED) ## table of the runs over their seeds, of TASK or of all; ARGS="--out DIR" writes Markdown and HTML
-	@$(BIN)/python -m lightning_glue.report $(if $(TASK),--task $(TASK)) $(ARGS)
+	@$(BIN)/python -m lightning_glue.report $(call option,--task,$(TASK)) $(ARGS)
 
 register: $(INSTALLED) ## register the best model of RUN=<run id>; the best of its task is champion
 	@$(BIN)/python -m lightning_glue.registry $(RUN) $(ARGS)
 
 server: $(INSTALLED) ## serve the runs on 127.0.0.1:5000; DB=postgresql://... ARTIFACTS=s3://... HOSTS=names: for a team
 	@$(if $(MLFLOW_BACKEND_STORE_URI),$(BIN)/python -m pip install -q -e '.[server]')
-	@$(BIN)/python -m lightning_glue.server $(if $(MLFLOW_BACKEND_STORE_URI),--host 0.0.0.0) $(if $(ARTIFACTS),--artifacts $(ARTIFACTS)) $(if $(HOSTS),--allowed-hosts $(HOSTS)) $(ARGS)
+	@$(BIN)/python -m lightning_glue.server $(if $(MLFLOW_BACKEND_STORE_URI),--host 0.0.0.0) $(call option,--artifacts,$(ARTIFACTS)) $(call option,--allowed-hosts,$(HOSTS)) $(ARGS)
 
 ui: $(INSTALLED) ## browse and compare runs (plain `mlflow ui`)
 	@$(BIN)/mlflow ui $(ARGS)

@@ -209,15 +209,3 @@ def test_an_open_server_is_refused_in_one_line(tmp_path: Path) -> None:
     assert refused.returncode == 2
     assert refused.stderr.startswith("error: --host 0.0.0.0 lets everybody in") and refused.stderr.count("\n") == 1
     assert not (tmp_path / "mlflow.db").exists()
-
-
-def test_make_hands_addresses_over_in_the_environment(tmp_path: Path) -> None:
-    """No command line that make starts holds the password; that of make itself is the user's own."""
-    secret = "postgresql://ann:s3cret@db/x"
-    for target, variable in (("server", "DB"), ("tune", "STORAGE"), ("dashboard", "STORAGE")):
-        planned = subprocess.run(
-            ["make", "-n", "-C", str(ROOT), target, "TASK=RTE"],
-            env={**os.environ, variable: secret}, capture_output=True, text=True, check=True,
-        )  # fmt: skip
-        assert f"lightning_glue.{target}" in planned.stdout
-        assert "s3cret" not in planned.stdout
