@@ -78,11 +78,14 @@ def read_split(task: Task, split: Split, directory: Path, on_bad_row: Literal["s
             fields, lines = _read_layout(task, split, path, _lines(file, digest))
             collector = _Collector(task, split, path, fields, on_bad_row)
             collector.read(lines)
+        return collector.rows(digest.hexdigest())
+    except UserError as error:
+        needless = "" if split.labelled or not task.train else "; where nothing is to be predicted, remove the file"
+        raise UserError(f"{error}{needless}") from None
     except FileNotFoundError:
         raise UserError(_missing(task, split, directory)) from None
     except OSError as error:
         raise UserError(f"cannot read {path}: {error.strerror or error}") from error
-    return collector.rows(digest.hexdigest())
 
 
 def _lines(file: BinaryIO, digest: _Hash) -> Iterator[tuple[int, bytes]]:
@@ -253,7 +256,7 @@ class _Collector:
             reason += f" ({self.task.name} {self.split.file_name} has no header: remove line 1 if it is one)"
         advice = "fix the row or set data.on_bad_row=skip (preprocess: --on-bad-row skip)"
         if not self.split.labelled:
-            advice = "fix the row: predictions go by row number, so none is skipped here"
+            advice = "fix the row: every row of this file gets a prediction, so none is skipped"
         raise UserError(f"{self.path}:{number}: {reason}; {advice}")
 
 

@@ -240,6 +240,15 @@ def test_a_test_file_in_the_layout_of_dev(tmp_path, task) -> None:
     assert f"expected the official header: {', '.join(test.columns)}" in str(caught.value)
 
 
+@pytest.mark.parametrize("content", [b"index\tsentence\n", b"0\ta\n", b"index\tsentence\n0\n", "i".encode("utf-16")])
+def test_a_fault_of_a_test_file_says_that_training_does_not_need_it(tmp_path, content) -> None:
+    for split in ("test", "dev"):
+        write(tmp_path, "SST-2", split, content)
+        with pytest.raises(UserError) as caught:
+            read(tmp_path, "SST-2", split)
+        assert str(caught.value).endswith("; where nothing is to be predicted, remove the file") == (split == "test")
+
+
 SNLI = ["index", "captionID", "pairID", *header("MNLI", "test_matched").split("\t")[4:8], "sentence1", "sentence2"]
 
 
