@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-import torch
-from torchmetrics.functional.classification import binary_precision_recall_curve, multiclass_confusion_matrix
+import numpy as np
 
+from lightning_glue import metrics
 from lightning_glue.module import Evaluation
 from lightning_glue.tasks import Task
 
@@ -25,14 +25,15 @@ def _new(title: str) -> Figure:
 
 
 def confusion_matrix(task: Task, split: str, evaluation: Evaluation) -> Figure:
-    """Counts of true against predicted labels, coloured by the share of the true label."""
+    """Counts of true against predicted labels, coloured by the share of the true label; NaN is no prediction."""
     classes = len(task.labels)
-    predictions = evaluation.outputs.argmax(-1)
-    counts = multiclass_confusion_matrix(predictions, evaluation.targets, num_classes=classes)
-    figure = _new(f"{task.name} {split}: confusion matrix")
+    predictions = metrics.predicted_labels(evaluation.outputs).numpy()
+    counts = metrics.confusion_matrix(predictions, evaluation.targets.numpy(), classes)
+    lost = int(counts[:, classes].sum())
+    figure = _new(f"{task.name} {split}: confusion matrix" + (f" without {lost} rows of NaN" if lost else ""))
     axes = figure.subplots()
-    share = counts / counts.sum(1, keepdim=True).clamp(min=1)
-    image = axes.imshow(share.numpy(), cmap="Blues", vmin=0, vmax=1)
+    share = counts / counts.sum(1, keepdims=True).clip(min=1)
+    image = axes.imshow(share[:, :classes], cmap="Blues", vmin=0, vmax=1)
     figure.colorbar(image, label="share of the true label")
     for row in range(classes):
         for column in range(classes):
@@ -44,19 +45,32 @@ def confusion_matrix(task: Task, split: str, evaluation: Evaluation) -> Figure:
     return figure
 
 
-def precision_recall(task: Task, split: str, evaluation: Evaluation) -> Figure:
-    """A precision-recall curve per label, that label against the others; class "1" alone for 0/1 tasks."""
+def _precision_recall(scores: np.ndarray, positive: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Precision and recall at every threshold, the highest first, behind the point (1, 0); some row is positive."""
+    order = np.argsort(-scores, kind="stable")
+    found = np.cumsum(positive[order])
+    last = np.append(np.flatnonzero(np.diff(scores[order])), len(scores) - 1)  # of the rows with the same score
+    return np.append(1.0, found[last] / (last + 1)), np.append(0.0, found[last] / found[-1])
+
+
+def precision_recall(task: Task, split: str, evaluation: Evaluation) -> Figure | None:
+    """A precision-recall curve per label, that label against the others; class "1" alone for 0/1 tasks.
+
+    A label that no row has has no curve. None where no curve is left, or where an output is NaN.
+    """
+    probabilities, targets = evaluation.outputs.double().softmax(-1).numpy(), evaluation.targets.numpy()
+    shown = [1] if task.labels == ("0", "1") else range(len(task.labels))
+    shown = [label for label in shown if (targets == label).any()]
+    if not shown or np.isnan(probabilities).any():
+        return None
     figure = _new(f"{task.name} {split}: precision-recall curve")
     axes = figure.subplots()
-    probabilities = evaluation.outputs.double().softmax(-1)
-    shown = [1] if task.labels == ("0", "1") else range(len(task.labels))
     for label in shown:
-        positive = (evaluation.targets == label).long()
-        precision, recall, _ = binary_precision_recall_curve(probabilities[:, label], positive)
-        average = float(-torch.sum(torch.diff(recall) * precision[:-1]))
+        precision, recall = _precision_recall(probabilities[:, label], targets == label)
+        average = float(np.sum(np.diff(recall) * precision[1:]))
         name = f"{task.labels[label]} (AP {average:.3f})"
-        (line,) = axes.step(recall.numpy(), precision.numpy(), where="post", label=name)
-        axes.axhline(float(positive.double().mean()), color=line.get_color(), linestyle=":", linewidth=1)
+        (line,) = axes.step(recall, precision, where="pre", label=name)
+        axes.axhline(float((targets == label).mean()), color=line.get_color(), linestyle=":", linewidth=1)
     axes.set(xlabel="recall", ylabel="precision", xlim=(0, 1), ylim=(0, 1.02))
     axes.legend(title="label (dotted: its share)", loc="lower left")
     return figure
@@ -96,10 +110,9 @@ def learning_curves(task: Task, history: History) -> Figure:
 
 
 def evaluation_figures(task: Task, split: str, evaluation: Evaluation) -> dict[str, Figure]:
-    """Every figure of one evaluated split, by file name."""
+    """Every figure of one evaluated split that there is something to draw for, by file name."""
     if task.is_regression:
         return {f"{split}_scatter.png": regression_scatter(task, split, evaluation)}
-    return {
-        f"{split}_confusion_matrix.png": confusion_matrix(task, split, evaluation),
-        f"{split}_precision_recall.png": precision_recall(task, split, evaluation),
-    }
+    figures = {f"{split}_confusion_matrix.png": confusion_matrix(task, split, evaluation)}
+    curve = precision_recall(task, split, evaluation)
+    return figures if curve is None else {**figures, f"{split}_precision_recall.png": curve}

@@ -1,76 +1,131 @@
-"""GLUE's metrics over the whole split, equal to the last digit for any number of DDP processes."""
+"""GLUE's metrics over the whole split, equal to the last digit for any number of DDP processes.
+
+They are scikit-learn's and scipy's, also where there is little to count: one row, one class, constant predictions. What
+these leave undefined is 0, as in GLUE's own scripts: a correlation of something constant, an F1 without true or
+predicted examples of its class; and so is every metric of no rows. A row with a NaN among its outputs has no
+prediction: it equals no label, and a correlation with it is undefined. So a metric is always a number, that of a model
+whose weights are NaN is 0, and only its loss is NaN.
+"""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
+import numpy as np
 import torch
 from torch import Tensor
-from torchmetrics import Metric
-from torchmetrics.functional import (
-    accuracy,
-    f1_score,
-    matthews_corrcoef,
-    pearson_corrcoef,
-    spearman_corrcoef,
-)
+from torchmetrics.utilities.distributed import gather_all_tensors
 
 from lightning_glue.tasks import Task
 
-# Predictions are label ids, or scores in float64 for regression. F1 is that of class "1" (id 1), as GLUE defines it.
-_FUNCTIONS: dict[str, Callable[[Tensor, Tensor, int], Tensor]] = {
-    "accuracy": lambda p, t, k: accuracy(p, t, "multiclass", num_classes=k, average="micro"),
-    "f1": lambda p, t, _: f1_score(p, t, "binary"),
-    "matthews": lambda p, t, k: matthews_corrcoef(p, t, "multiclass", num_classes=k),
-    "pearson": lambda p, t, _: pearson_corrcoef(p, t),
-    "spearman": lambda p, t, _: spearman_corrcoef(p, t),
-}
+NO_PREDICTION = -1  # in place of a label id
+
+
+def predicted_labels(outputs: Tensor) -> Tensor:
+    """Label ids (examples,) from outputs (examples, classes); :data:`NO_PREDICTION` where one of them is NaN."""
+    return torch.where(outputs.isnan().any(-1), NO_PREDICTION, outputs.argmax(-1))
+
+
+def confusion_matrix(predictions: np.ndarray, targets: np.ndarray, classes: int) -> np.ndarray:
+    """Counts (true label, predicted label) in int64; the last column holds the rows without a prediction."""
+    columns = np.where(predictions == NO_PREDICTION, classes, predictions)
+    cells = np.bincount(targets * (classes + 1) + columns, minlength=classes * (classes + 1))
+    return cells.reshape(classes, classes + 1)
+
+
+def _accuracy(counts: np.ndarray) -> float:
+    return int(np.trace(counts)) / int(counts.sum())
+
+
+def _f1(counts: np.ndarray) -> float:
+    """F1 of class "1" (id 1), as GLUE defines it."""
+    true, predicted = int(counts[1].sum()), int(counts[:, 1].sum())
+    return 2 * int(counts[1, 1]) / (true + predicted) if true + predicted else 0.0
+
+
+def _matthews(counts: np.ndarray) -> float:
+    """Matthews correlation (Gorodkin's, for any number of classes), in integers up to the last division."""
+    rows, right = int(counts.sum()), int(np.trace(counts))
+    true, predicted = [int(n) for n in counts.sum(1)] + [0], [int(n) for n in counts.sum(0)]
+    covariance = right * rows - sum(t * p for t, p in zip(true, predicted))
+    spread = (rows**2 - sum(p * p for p in predicted)) * (rows**2 - sum(t * t for t in true))
+    return covariance / math.sqrt(spread) if spread else 0.0
+
+
+def _pearson(first: np.ndarray, second: np.ndarray) -> float:
+    """scipy's ``pearsonr`` of two float64 arrays; 0 where it is undefined.
+
+    Sums are NumPy's, which adds in one thread and so always in the same order.
+    """
+    if len(first) < 2 or any(
+        (values == values[0]).all() or not np.isfinite(values).all() for values in (first, second)
+    ):
+        return 0.0
+    x, y = (values - values.mean() for values in (first, second))
+    x, y = (values / np.abs(values).max() for values in (x, y))  # no square of it is out of range
+    value = min(1.0, max(-1.0, float((x * y).sum() / math.sqrt((x * x).sum() * (y * y).sum()))))
+    return float(round(value)) if len(x) == 2 else value  # two points lie on a line
+
+
+def _ranks(values: np.ndarray) -> np.ndarray:
+    """Ranks from 1; equal values share the mean of theirs."""
+    _, inverse, counts = np.unique(values, return_inverse=True, return_counts=True)
+    return (np.cumsum(counts) - (counts - 1) / 2)[inverse]
+
+
+def _spearman(first: np.ndarray, second: np.ndarray) -> float:
+    """scipy's ``spearmanr``: Pearson's correlation of the ranks; 0 where it is undefined."""
+    if np.isnan(first).any() or np.isnan(second).any():
+        return 0.0
+    return _pearson(_ranks(first), _ranks(second))
+
+
+_OF_COUNTS: dict[str, Callable[[np.ndarray], float]] = {"accuracy": _accuracy, "f1": _f1, "matthews": _matthews}
+_OF_SCORES: dict[str, Callable[[np.ndarray, np.ndarray], float]] = {"pearson": _pearson, "spearman": _spearman}
 
 
 def compute(task: Task, outputs: Tensor, targets: Tensor) -> dict[str, float]:
     """The task's metrics from outputs (examples, classes) and targets (examples,), by metric name."""
+    if not len(targets):
+        return dict.fromkeys(task.metrics, 0.0)
     if task.is_regression:
-        predictions, targets = outputs.squeeze(-1).double(), targets.double()
-    else:
-        predictions = outputs.argmax(-1)
-    values = {name: float(_FUNCTIONS[name](predictions, targets, task.num_outputs)) for name in task.metrics}
-    # A constant prediction has no correlation; GLUE's scripts count it as 0, and a NaN would win no comparison.
-    return {name: 0.0 if value != value else value for name, value in values.items()}
+        scores = outputs.squeeze(-1).double().numpy(), targets.double().numpy()
+        return {name: _OF_SCORES[name](*scores) for name in task.metrics}
+    counts = confusion_matrix(predicted_labels(outputs).numpy(), targets.numpy(), task.num_outputs)
+    return {name: _OF_COUNTS[name](counts) for name in task.metrics}
+
+
+def mean_loss(losses: Tensor) -> float:
+    """Mean of per-example losses (examples,), correctly rounded: no order of adding them matters. NaN for none."""
+    values = losses.double().tolist()
+    if not all(map(math.isfinite, values)):
+        return float(losses.double().mean())
+    return math.fsum(values) / len(values) if values else math.nan
 
 
 def majority_value(task: Task, targets: Tensor) -> float:
     """The selection metric of predicting the most frequent class for every example; 0 for a correlation."""
-    name = task.metrics[0]
     if task.is_regression:
         return 0.0
     constant = torch.zeros(len(targets), task.num_outputs)
-    constant[:, targets.mode().values] = 1.0
-    return compute(task, constant, targets)[name]
+    constant[:, targets.bincount(minlength=1).argmax()] = 1.0
+    return compute(task, constant, targets)[task.metrics[0]]
 
 
-class SplitOutputs(Metric):
+class SplitOutputs:
     """Collects a split's outputs from all processes and hands them back once each, in the order of the rows."""
 
-    full_state_update = False
-    ids: list[Tensor]
-    outputs: list[Tensor]
-    targets: list[Tensor]
-
     def __init__(self, num_outputs: int, regression: bool) -> None:
-        super().__init__()
         self.num_outputs = num_outputs
         self.target_type = torch.float32 if regression else torch.int64
-        for state in ("ids", "outputs", "targets"):
-            self.add_state(state, default=[], dist_reduce_fx="cat")
+        self.start(torch.device("cpu"))
 
-    def start(self) -> None:
+    def start(self, device: torch.device) -> None:
         """Forget the last epoch. A first, empty piece lets a process without batches take part in the gathering."""
-        self.reset()
-        self.update(
-            torch.empty(0, dtype=torch.int64, device=self.device),
-            torch.empty(0, self.num_outputs, device=self.device),
-            torch.empty(0, dtype=self.target_type, device=self.device),
-        )
+        self.ids = [torch.empty(0, dtype=torch.int64, device=device)]
+        self.outputs = [torch.empty(0, self.num_outputs, device=device)]
+        self.targets = [torch.empty(0, dtype=self.target_type, device=device)]
 
     def update(self, ids: Tensor, outputs: Tensor, targets: Tensor) -> None:
         self.ids.append(ids)
@@ -78,12 +133,16 @@ class SplitOutputs(Metric):
         self.targets.append(targets)
 
     def compute(self) -> tuple[Tensor, Tensor]:
-        """Outputs (examples, classes) and targets (examples,), sorted by row, on the CPU."""
-        ids, outputs, targets = (
-            torch.cat(state).cpu() if isinstance(state, list) else state.cpu()
-            for state in (self.ids, self.outputs, self.targets)
-        )
+        """Outputs (examples, classes) and targets (examples,), sorted by row, on the CPU; called by all processes."""
+        ids, outputs, targets = (_gathered(torch.cat(pieces)) for pieces in (self.ids, self.outputs, self.targets))
+        repeated = len(ids) - len(torch.unique(ids))
+        if repeated:
+            raise RuntimeError(f"{repeated} examples were evaluated more than once")
         order = torch.argsort(ids)
-        if len(torch.unique(ids)) != len(ids):
-            raise RuntimeError(f"{len(ids) - len(torch.unique(ids))} examples were evaluated more than once")
-        return outputs[order], targets[order] if len(targets) else targets
+        return outputs[order], targets[order]
+
+
+def _gathered(rows: Tensor) -> Tensor:
+    """The rows of all processes, one process after the other, on the CPU."""
+    several = torch.distributed.is_available() and torch.distributed.is_initialized()
+    return torch.cat(gather_all_tensors(rows)).cpu() if several else rows.cpu()

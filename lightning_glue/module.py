@@ -37,7 +37,7 @@ class GlueModule(pl.LightningModule):
     ) -> None:
         super().__init__()
         self.model, self.task, self.settings, self.lr, self.record = model, task, settings, lr, record
-        self.dev_outputs = torch.nn.ModuleList(SplitOutputs(task.num_outputs, task.is_regression) for _ in task.dev)
+        self.dev_outputs = [SplitOutputs(task.num_outputs, task.is_regression) for _ in task.dev]
         self.evaluations: dict[str, Evaluation] = {}  # the last evaluation, by split name
         self.diverged = ""  # where the weights ceased to be numbers
 
@@ -52,7 +52,7 @@ class GlueModule(pl.LightningModule):
 
     def on_validation_epoch_start(self) -> None:
         for collector in self.dev_outputs:
-            collector.start()
+            collector.start(self.device)
 
     def validation_step(self, batch: Batch, _: int, dataloader_idx: int = 0) -> None:
         if batch["scale"]:
@@ -63,7 +63,7 @@ class GlueModule(pl.LightningModule):
             outputs, targets = collector.compute()
             self.evaluations[split.name] = Evaluation(outputs, targets)
             values = metrics.compute(self.task, outputs, targets)
-            values["loss"] = float(task_loss(outputs.double(), targets).double().mean())
+            values["loss"] = metrics.mean_loss(task_loss(outputs, targets))
             named = {f"{split.name}/{name}": value for name, value in values.items()}
             self.log_dict(named, logger=False, add_dataloader_idx=False)  # TrainingMonitor logs them, with their step
 

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from lightning_glue.atomic import new_folder
 from lightning_glue.errors import UserError
+from lightning_glue.reader import encoding_fault, same_column
 from lightning_glue.tasks import TASKS
 
 log = logging.getLogger(__name__)
@@ -21,8 +22,7 @@ RAW_TEST = "msr_paraphrase_test.txt"
 DEV_IDS = "dev_ids.tsv"
 TEST_HEADER = "index\t#1 ID\t#2 ID\t#1 String\t#2 String"
 
-_FIELDS = 5  # Quality, #1 ID, #2 ID, #1 String, #2 String
-_FIRST_COLUMN = "Quality"
+_COLUMNS = ("Quality", "#1 ID", "#2 ID", "#1 String", "#2 String")
 
 
 def is_raw(folder: Path) -> bool:
@@ -64,9 +64,11 @@ def convert(folder: Path, out: Path, dev_ids: Path | None = None) -> None:
 
 def _rows(path: Path) -> list[list[str]]:
     """Header and rows of a msr_paraphrase file. Without its header the first row would be lost, unseen."""
-    rows = [row for _, row in _fields(path, _FIELDS)]
-    if rows[0][0].lstrip("\ufeff") != _FIRST_COLUMN:
-        raise UserError(f"{path}:1: found {rows[0][0]!r}, expected the header {_FIRST_COLUMN} ...; get the file again")
+    rows = [row for _, row in _fields(path, len(_COLUMNS))]
+    for found, official in zip(rows[0], _COLUMNS, strict=True):
+        if not same_column(found, official):
+            expected = ", ".join(_COLUMNS)
+            raise UserError(f"{path}:1: found {found[:80]!r}, expected the header {expected}; get the file again")
     if len(rows) == 1:
         raise UserError(f"{path}: no rows behind the header; get the file again")
     return rows
@@ -84,6 +86,8 @@ def _fields(path: Path, expected: int) -> Iterator[tuple[int, list[str]]]:
         lines.pop()
     if not lines:
         raise UserError(f"{path}: no rows, expected {expected} tab-separated fields a line; get the file again")
+    if fault := encoding_fault(lines[0], expected):
+        raise UserError(f"{path}:1: {fault}")
     for number, line in enumerate(lines, 1):
         try:
             row = line.decode("utf-8").strip().split("\t")

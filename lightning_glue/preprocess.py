@@ -47,6 +47,10 @@ class Prepared:
     directory: Path
     splits: dict[str, SplitInfo]
 
+    def index(self, name: str) -> list[str]:
+        """The index column of an unlabelled split, row by row as in its file."""
+        return json.loads((self.directory.parent / "index.json").read_text(encoding="utf-8"))[name]
+
 
 def fairseq_names(task: Task) -> dict[str, str]:
     """fairseq's name of each split: train, valid, valid1, test, test1."""
@@ -143,6 +147,8 @@ def _fill(entry: Path, task: Task, rows: dict[str, Rows], encoder: Tokenizer) ->
     }
     with new_folder(entry) as folder:
         _binarize_with_progress(task, rows, encoder, folder / "bin")
+        index = {name: part.index for name, part in rows.items() if part.index is not None}
+        (folder / "index.json").write_text(json.dumps(index), encoding="utf-8")
         (folder / "manifest.json").write_text(json.dumps(infos, indent=1))
 
 

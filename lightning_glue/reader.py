@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import difflib
 import hashlib
-import math
+import itertools
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,14 +18,25 @@ if TYPE_CHECKING:
     from hashlib import _Hash
 
 _BOM = b"\xef\xbb\xbf"
+_NUMBER = re.compile(r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?")  # float() takes 1_0 and digits of any script
+
+# Names that other distributions give an official column, in small letters without signs between them.
+_SYNONYMS = (
+    {"index", "id", "idx"},
+    {"label", "goldlabel", "quality", "score", "isduplicate"},
+    {"sentence", "text"},
+    {"sentence1", "premise", "#1string"},
+    {"sentence2", "hypothesis", "#2string"},
+)
 
 
 @dataclass(frozen=True)
 class Rows:
     """The rows of one split.
 
-    ``texts`` holds one list per text column and ``labels`` the label strings (``None`` for unlabelled splits); all
-    lists have ``len(rows)`` entries in the order of the file. ``dropped`` counts the rows that ``Split.drop_malformed``
+    ``texts`` holds one list per text column, ``labels`` the label strings (``None`` for unlabelled splits), ``index``
+    the strings of the index column (``None`` for labelled ones, where nothing asks for it); all lists have
+    ``len(rows)`` entries in the order of the file. ``dropped`` counts the rows that ``Split.drop_malformed``
     left out, ``skipped`` those that ``on_bad_row="skip"`` left out. ``sha256`` is the hex digest of the file's bytes.
     """
 
@@ -34,6 +46,7 @@ class Rows:
     dropped: int
     skipped: int
     sha256: str
+    index: list[str] | None = None
 
     def __len__(self) -> int:
         return len(self.texts[0])
@@ -50,7 +63,8 @@ def read_split(task: Task, split: Split, directory: Path, on_bad_row: Literal["s
     Lines end at a line feed only (a carriage return before it is removed), fields at a tab; a quote is an ordinary
     character, a byte order mark at the start and blank lines at the end are ignored. Texts and labels are stripped of
     white space at both ends, as fairseq's BPE encoder does; empty texts are kept. A regression label stays the string
-    of the file, checked to be a number from 0 to ``task.label_scale``.
+    of the file, checked to be a number from 0 to ``task.label_scale``. The header must have the official names (in any
+    case, or one of the synonyms other distributions use) where texts, label and index are read.
 
     A malformed row raises :class:`UserError` naming file and line, or with ``on_bad_row="skip"`` is left out and
     counted. Rows with a wrong number of fields are dropped and counted where ``split.drop_malformed`` is set, as
@@ -61,15 +75,17 @@ def read_split(task: Task, split: Split, directory: Path, on_bad_row: Literal["s
     digest = hashlib.sha256()
     try:
         with path.open("rb") as file:
-            lines = _lines(file, digest)
-            fields = _read_header(task, split, path, lines) if split.header else split.fields
+            fields, lines = _read_layout(task, split, path, _lines(file, digest))
             collector = _Collector(task, split, path, fields, on_bad_row)
             collector.read(lines)
+        return collector.rows(digest.hexdigest())
+    except UserError as error:
+        needless = "" if split.labelled or not task.train else "; where nothing is to be predicted, remove the file"
+        raise UserError(f"{error}{needless}") from None
     except FileNotFoundError:
         raise UserError(_missing(task, split, directory)) from None
     except OSError as error:
         raise UserError(f"cannot read {path}: {error.strerror or error}") from error
-    return collector.rows(digest.hexdigest())
 
 
 def _lines(file: BinaryIO, digest: _Hash) -> Iterator[tuple[int, bytes]]:
@@ -89,36 +105,87 @@ def _lines(file: BinaryIO, digest: _Hash) -> Iterator[tuple[int, bytes]]:
         yield number, line
 
 
-def _read_header(task: Task, split: Split, path: Path, lines: Iterator[tuple[int, bytes]]) -> int:
-    """Consume the header and return its number of fields."""
+def encoding_fault(line: bytes, fields: int | None = None) -> str | None:
+    """Say where the first line gives away that a file is not UTF-8 text with line feeds, and what to do; or None.
+
+    A carriage return within the line is one of its characters if the line has ``fields`` fields nevertheless.
+    """
+    if line.startswith((b"\xff\xfe", b"\xfe\xff")) or 3 * line.count(b"\0") > len(line):
+        return "the file is UTF-16 (or damaged: NUL bytes), expected UTF-8; convert it: iconv -f UTF-16 -t UTF-8"
+    if b"\r" in line.removesuffix(b"\r") and line.count(b"\t") + 1 != fields:
+        return "lines end in carriage returns alone, expected line feeds; convert the file: tr '\\r' '\\n'"
+    return None
+
+
+def _read_layout(
+    task: Task, split: Split, path: Path, lines: Iterator[tuple[int, bytes]]
+) -> tuple[int, Iterator[tuple[int, bytes]]]:
+    """The number of fields, and the lines behind the header; UserError where line 1 shows another layout."""
     first = next(lines, None)
     if first is None:
-        return 0  # an empty file: said by _Collector.rows
+        return len(split.columns), lines  # an empty file: said by _Collector.rows
     number, line = first
-    header = line.decode("utf-8", "replace").split("\t")
-    last_text = max(split.text_columns)
-    label = split.label_column
-    needed = (last_text if label is None else last_text + 1 if label < 0 else max(last_text, label)) + 1
+    if fault := encoding_fault(line, None if split.header else len(split.columns)):
+        raise UserError(f"{path}:{number}: {fault}")
+    row = line.decode("utf-8", "replace").split("\t")
+    if split.header:
+        _check_header(task, split, f"{path}:{number}", row)
+        return len(row), lines
+    _check_without_header(task, split, f"{path}:{number}", row)
+    return len(split.columns), itertools.chain([first], lines)
+
+
+def same_column(found: str, official: str) -> bool:
+    """Say whether a header's name is the official one, however it is spelled, or a synonym of it."""
+    one, other = (re.sub(r"[\s_\ufeff-]", "", name).casefold() for name in (found, official))
+    return one == other or any(one in names and other in names for names in _SYNONYMS)
+
+
+def _check_header(task: Task, split: Split, place: str, header: list[str]) -> None:
+    """Raise UserError unless the columns that are read have the official names."""
+    columns = [column for column in (*split.text_columns, split.label_column, split.index_column) if column is not None]
+    expected = f"expected the official header: {', '.join(split.columns)}"
+    needed = max(columns) + 1 if split.label_column != -1 else max(columns) + 2
     if len(header) < needed:
-        raise UserError(
-            f"{path}:{number}: the header has {len(header)} fields, {task.name} {split.name} needs at least {needed}; "
-            "expected the official GLUE layout"
-        )
+        found = f"the header has {len(header)} fields, {task.name} {split.name} needs at least {needed}"
+        raise UserError(f"{place}: {found}; {expected}")
+    wrong = [column for column in columns if not same_column(header[column], split.columns[column])]
+    if not wrong:
+        return
     # An unlabelled file's first column is a running index, so a number there gives a data row away.
+    label = split.label_column
     if header[0].strip().isdigit() if label is None else _label_fault(task, header[label].strip()) is None:
-        raise UserError(f"{path}:{number}: line 1 looks like data, a header was expected; put the header line back")
-    return len(header)
+        raise UserError(f"{place}: line 1 looks like data, a header was expected; {expected}")
+    found, official = header[wrong[0]].strip(), split.columns[wrong[0]]
+    elsewhere = [i + 1 for i, name in enumerate(header) if same_column(name, official)]
+    hint = f" ({official!r} is column {elsewhere[0]})" if elsewhere else ""
+    column = wrong[0] % len(header) + 1
+    raise UserError(
+        f"{place}: column {column} is {found[:80]!r}, {task.name} {split.file_name} has {official!r} there{hint}: "
+        f"another layout, or another task's file; {expected}"
+    )
+
+
+def _check_without_header(task: Task, split: Split, place: str, row: list[str]) -> None:
+    """Raise UserError where the columns of a file without a header have clearly been exchanged."""
+    if len(row) != len(split.columns):
+        return  # a malformed row as any other
+    texts = [row[column] for column in split.text_columns]
+    others = [text for text in row if text not in texts]
+    if any(" " in text.strip() for text in others) and not any(" " in text.strip() for text in texts):
+        raise UserError(
+            f"{place}: column {split.text_columns[0] + 1} is {texts[0][:80]!r}, another column holds several words; "
+            f"expected the columns of {task.name} {split.file_name}: {', '.join(split.columns)} (without a header)"
+        )
 
 
 def _label_fault(task: Task, label: str) -> str | None:
     """Say what is wrong with a label, or None."""
     if not task.is_regression:
         return None if label in task.labels else f"label {label!r} is not one of {', '.join(task.labels)}"
-    try:
-        value = float(label)
-    except ValueError:
+    if not _NUMBER.fullmatch(label):
         return f"label {label!r} is not a number"
-    if math.isfinite(value) and 0 <= value <= task.label_scale:
+    if 0 <= float(label) <= task.label_scale:
         return None
     return f"label {label!r} is not a number from 0 to {task.label_scale:g}"
 
@@ -126,7 +193,7 @@ def _label_fault(task: Task, label: str) -> str | None:
 class _Collector:
     """Gathers well-formed rows and deals with the others."""
 
-    def __init__(self, task: Task, split: Split, path: Path, fields: int | None, on_bad_row: str) -> None:
+    def __init__(self, task: Task, split: Split, path: Path, fields: int, on_bad_row: str) -> None:
         self.task = task
         self.split = split
         self.path = path
@@ -134,12 +201,15 @@ class _Collector:
         self.on_bad_row = on_bad_row
         self.texts: tuple[list[str], ...] = tuple([] for _ in split.text_columns)
         self.labels: list[str] = []
+        self.index: list[str] = []
         self.dropped = 0
         self.skipped = 0
 
     def read(self, lines: Iterator[tuple[int, bytes]]) -> None:
         """Go through all data lines; the well-formed row of a classification task takes the shortest way."""
-        columns = tuple(zip((texts.append for texts in self.texts), self.split.text_columns, strict=True))
+        columns = [(texts.append, column) for texts, column in zip(self.texts, self.split.text_columns, strict=True)]
+        if self.split.index_column is not None:
+            columns.append((self.index.append, self.split.index_column))
         label_column, known = self.split.label_column, frozenset(self.task.labels)
         for number, line in lines:
             if line.count(b"\t") + 1 != self.fields:
@@ -165,8 +235,8 @@ class _Collector:
             left_out = self.dropped + self.skipped
             found = f"all {left_out} rows are malformed" if left_out else "no rows"
             raise UserError(f"{self.path}: {found}, expected at least one; check that the file is complete")
-        labels = self.labels if self.split.labelled else None
-        return Rows(self.path, self.texts, labels, self.dropped, self.skipped, sha256)
+        labels, index = (self.labels, None) if self.split.labelled else (None, self.index)
+        return Rows(self.path, self.texts, labels, self.dropped, self.skipped, sha256, index)
 
     def _wrong_fields(self, number: int, line: bytes) -> None:
         if self.split.drop_malformed:
@@ -174,6 +244,8 @@ class _Collector:
         else:
             fields = line.count(b"\t") + 1
             found = f"found {fields} fields" if line else "found a blank line"
+            if returns := line.count(b"\r"):
+                found += f" and {returns} carriage returns, which end no line"
             self._bad(number, f"{found}, expected {self.fields}")
 
     def _bad(self, number: int, reason: str) -> None:
@@ -184,7 +256,7 @@ class _Collector:
             reason += f" ({self.task.name} {self.split.file_name} has no header: remove line 1 if it is one)"
         advice = "fix the row or set data.on_bad_row=skip (preprocess: --on-bad-row skip)"
         if not self.split.labelled:
-            advice = "fix the row: predictions go by row number, so none is skipped here"
+            advice = "fix the row: every row of this file gets a prediction, so none is skipped"
         raise UserError(f"{self.path}:{number}: {reason}; {advice}")
 
 

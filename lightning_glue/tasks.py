@@ -18,8 +18,8 @@ class Split:
     name: str
     text_columns: tuple[int, ...]
     label_column: int | None = None  # None: unlabelled; -1: the last column
-    header: bool = True
-    fields: int | None = None  # expected number of fields; None: as many as the header has
+    columns: tuple[str, ...] = ()  # their names in the official file
+    header: bool = True  # line 1 holds these names; a file without a header has just these columns
     drop_malformed: bool = False  # drop rows with a wrong number of fields, as fairseq's awk does for QQP
 
     @property
@@ -29,6 +29,11 @@ class Split:
     @property
     def labelled(self) -> bool:
         return self.label_column is not None
+
+    @property
+    def index_column(self) -> int | None:
+        """Where an unlabelled file has the index that the leaderboard wants back with each prediction."""
+        return None if self.labelled else 0
 
 
 @dataclass(frozen=True)
@@ -93,47 +98,60 @@ def _plain(
     label: int,
     labels: tuple[str, ...],
     metrics: tuple[str, ...],
+    columns: str,
+    test_columns: str,
     test_text: tuple[int, ...] | None = None,
     *,
     header: bool = True,
-    fields: int | None = None,
     drop_malformed: bool = False,
     label_scale: float = 1.0,
 ) -> Task:
-    """A task with the usual three files train.tsv, dev.tsv and test.tsv."""
-    train, dev = (Split(split, text, label, header, fields, drop_malformed) for split in ("train", "dev"))
-    test = Split("test", test_text or text)
+    """A task with the usual three files train.tsv, dev.tsv and test.tsv; names of columns are divided by commas."""
+    names = tuple(columns.split(","))
+    train, dev = (Split(split, text, label, names, header, drop_malformed) for split in ("train", "dev"))
+    test = Split("test", test_text or text, columns=tuple(test_columns.split(",")))
     return Task(name, labels, metrics, train, (dev,), (test,), label_scale=label_scale)
 
 
 _BINARY = ("0", "1")
 _ENTAILMENT = ("entailment", "not_entailment")
 _NLI = ("contradiction", "neutral", "entailment")  # the order of fairseq's roberta.large.mnli head
+_PAIR = "index,sentence1,sentence2"
+_STSB = "index,genre,filename,year,old_index,source1,source2,sentence1,sentence2"
+_MNLI = ("index", "promptID", "pairID", "genre", "sentence1_binary_parse", "sentence2_binary_parse",
+         "sentence1_parse", "sentence2_parse", "sentence1", "sentence2")  # fmt: skip
+_MNLI_DEV = (*_MNLI, "label1", "label2", "label3", "label4", "label5", "gold_label")
+_MRPC = "#1 ID,#2 ID,#1 String,#2 String"
+_QQP = "id,qid1,qid2,question1,question2,is_duplicate"
 
 TASKS: dict[str, Task] = {
     task.name: task
     for task in (
-        _plain("CoLA", (3,), 1, _BINARY, ("matthews",), (1,), header=False, fields=4),
-        _plain("SST-2", (0,), 1, _BINARY, ("accuracy",), (1,)),
-        _plain("MRPC", (3, 4), 0, _BINARY, ("accuracy", "f1")),
-        _plain("STS-B", (7, 8), 9, (), ("pearson", "spearman"), label_scale=5.0),
-        _plain("QQP", (3, 4), 5, _BINARY, ("accuracy", "f1"), (1, 2), drop_malformed=True),
+        _plain("CoLA", (3,), 1, _BINARY, ("matthews",), "source,label,mark,sentence", "index,sentence", (1,),
+               header=False),
+        _plain("SST-2", (0,), 1, _BINARY, ("accuracy",), "sentence,label", "index,sentence", (1,)),
+        _plain("MRPC", (3, 4), 0, _BINARY, ("accuracy", "f1"), f"Quality,{_MRPC}", f"index,{_MRPC}"),
+        _plain("STS-B", (7, 8), 9, (), ("pearson", "spearman"), f"{_STSB},score", _STSB, label_scale=5.0),
+        _plain("QQP", (3, 4), 5, _BINARY, ("accuracy", "f1"), _QQP, "id,question1,question2", (1, 2),
+               drop_malformed=True),
         Task(
             "MNLI",
             _NLI,
             ("accuracy",),
-            Split("train", (8, 9), -1),
-            (Split("dev_matched", (8, 9), -1), Split("dev_mismatched", (8, 9), -1)),
-            (Split("test_matched", (8, 9)), Split("test_mismatched", (8, 9))),
+            Split("train", (8, 9), -1, (*_MNLI, "label1", "gold_label")),
+            (Split("dev_matched", (8, 9), -1, _MNLI_DEV), Split("dev_mismatched", (8, 9), -1, _MNLI_DEV)),
+            (Split("test_matched", (8, 9), columns=_MNLI), Split("test_mismatched", (8, 9), columns=_MNLI)),
             submission=("MNLI-m.tsv", "MNLI-mm.tsv"),
         ),
-        _plain("QNLI", (1, 2), 3, _ENTAILMENT, ("accuracy",)),
-        _plain("RTE", (1, 2), 3, _ENTAILMENT, ("accuracy",)),
-        _plain("WNLI", (1, 2), 3, _BINARY, ("accuracy",)),
+        _plain("QNLI", (1, 2), 3, _ENTAILMENT, ("accuracy",), "index,question,sentence,label",
+               "index,question,sentence"),
+        _plain("RTE", (1, 2), 3, _ENTAILMENT, ("accuracy",), f"{_PAIR},label", _PAIR),
+        _plain("WNLI", (1, 2), 3, _BINARY, ("accuracy",), f"{_PAIR},label", _PAIR),
         # Inputs only: predicted by a model trained on MNLI, scored on the leaderboard.
-        Task("AX", _NLI, ("matthews",), None, (), (Split("diagnostic", (1, 2)),), folder="diagnostic"),
+        Task("AX", _NLI, ("matthews",), None, (), (Split("diagnostic", (1, 2), columns=tuple(_PAIR.split(","))),),
+             folder="diagnostic"),
     )
-}
+}  # fmt: skip
 
 TRAINABLE: tuple[str, ...] = tuple(name for name, task in TASKS.items() if task.train)
 

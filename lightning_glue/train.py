@@ -145,6 +145,7 @@ def build(config: Config, warm: dict[Any, Any] | None = None) -> tuple[GlueModul
 def check_data_fits(config: Config, data: GlueDataModule) -> None:
     """Raise UserError, before there is a run, where the files lack what the configuration asks of them."""
     from lightning_glue import sources
+    from lightning_glue.predict import read_indices
 
     batches = len(data.train_dataloader())
     if config.trainer.val_check_interval > batches:
@@ -156,6 +157,7 @@ def check_data_fits(config: Config, data: GlueDataModule) -> None:
         if not any(split.name in data.splits for split in data.task.test):
             names = ", ".join(split.file_name for split in data.task.test)
             raise UserError(f"trainer.predict=true, but {config.task.name} is there without {names}")
+        read_indices(data.task, data.prepared)
         if config.task.name == "MNLI":
             sources.glue_directory(get_task("AX"), config.data.source, config.data.glue_dir)
 

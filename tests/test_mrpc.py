@@ -77,6 +77,13 @@ def test_dev_ids_from_elsewhere(raw, tmp_path) -> None:
         ("msr_paraphrase_test.txt", f"{HEADER}\n".encode(), r"test\.txt: no rows behind the header"),
         ("msr_paraphrase_test.txt", b"1\t2\t3\ta\tb\n", r"test\.txt:1: found '1', expected the header Quality"),
         ("msr_paraphrase_train.txt", f"{HEADER}\n9\t2\t3\ta\tb\n".encode(), r"train\.txt:2: label '9' is not one of"),
+        (
+            "msr_paraphrase_train.txt",
+            HEADER.replace("String", "ID").encode(),
+            r"train\.txt:1: found '#1 ID', expected the",
+        ),
+        ("msr_paraphrase_train.txt", f"{HEADER}\n{TRAIN[0]}".encode("utf-16"), r"train\.txt:1: the file is UTF-16"),
+        ("msr_paraphrase_test.txt", f"{HEADER}\r{TEST[0]}\r".encode(), r"test\.txt:1: lines end in carriage returns"),
         ("dev_ids.tsv", b"#1 ID\t#2 ID\n1\n", r"dev_ids\.tsv:2: found 1 fields, expected 2"),
         ("dev_ids.tsv", b"#1 ID\t#2 ID\n98\t99\n", r"dev_ids\.tsv selects 0 of the 3 rows"),
     ],
