@@ -200,7 +200,7 @@ def _make(database: Path) -> None:
     database.parent.mkdir(parents=True, exist_ok=True)
     part = database.with_name(f".{uuid.uuid4().hex}.part")
     try:
-        _fill(part)
+        _fill(part, hurry=True)
         atomic.sync(part)
         with suppress(FileExistsError):  # a server of MLflow's own was faster
             os.link(part, database)
@@ -211,12 +211,19 @@ def _make(database: Path) -> None:
         part.unlink(missing_ok=True)
 
 
-def _fill(database: Path) -> None:
+def _fill(database: Path, *, hurry: bool = False) -> None:
+    """Make MLflow's tables in an SQLite file.
+
+    Args:
+        hurry: nothing is brought to the disk meanwhile: the file is thrown away where this is interrupted.
+    """
     import sqlalchemy
     from mlflow.store.db.utils import _initialize_tables
     from mlflow.store.tracking import sqlalchemy_store  # noqa: F401 - it knows the tables
 
     engine = sqlalchemy.create_engine(sqlite_uri(database))
+    if hurry:
+        sqlalchemy.event.listen(engine, "connect", lambda one, _: one.execute("pragma synchronous = off"))
     try:
         _initialize_tables(engine)
     finally:
