@@ -16,6 +16,7 @@ from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 
 from lightning_glue import atomic
+from lightning_glue.addresses import hide_secrets
 from lightning_glue.errors import first_line
 from lightning_glue.paths import artifact_path, checkpoint_name, local_folder
 from lightning_glue.state import Manifest, State, clean_manifest, version_name
@@ -285,7 +286,10 @@ def usable_folder(artifact_uri: str) -> Path | None:
     return None
 
 
-def refusal_text(error: BaseException) -> str:
-    """Why a store refused: on one line, short enough for a tag."""
+def brief(error: BaseException) -> str:
+    """Why a store failed or refused: on one line, short enough for a tag."""
+    cause = re.search(r"Caused by \w+\((.{1,150}?)\)*$", str(error))  # urllib3 says it last, and much before
     status = http_status(error)
-    return f"HTTP {status}: {first_line(error, 200)}" if status else first_line(error, 200)
+    return (f"HTTP {status}: " if status else "") + (
+        hide_secrets(cause[1].strip("'")) if cause else first_line(error, 200)
+    )

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from lightning_glue.errors import UserError, first_line
 from lightning_glue.journal import Journal, Record, State, final_status, try_lock
-from lightning_glue.mirror import Mirror, is_refusal, is_unreachable, refusal_text
+from lightning_glue.mirror import Mirror, brief, is_refusal, is_unreachable
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -92,7 +92,7 @@ class Uploads:
         failure = self._carry_out(plan, again)
         self._note()
         if failure:
-            raise failure
+            raise Undelivered(f"{failure[0]}: {brief(failure[1])}") from failure[1]
         count = sum(any(kind in record for kind in KINDS) for record, _ in records)
         ended = any("status" in record for record, _ in records)
         known = state.upload_error is not None or again or bool(plan) or ended
@@ -104,10 +104,10 @@ class Uploads:
         self._clear_away()
         return count
 
-    def _carry_out(self, plan: dict[str, tuple[str, int]], again: bool) -> Exception | None:
-        """Do what is planned, each whatever becomes of the others; the first error that may pass by."""
+    def _carry_out(self, plan: dict[str, tuple[str, int]], again: bool) -> tuple[str, Exception] | None:
+        """Do what is planned, each whatever becomes of the others; what failed first and may arrive later."""
         mirror = Mirror(self.folder, self.state)
-        failure: Exception | None = None
+        failure: tuple[str, Exception] | None = None
         for path, (kind, end) in plan.items():
             if self._done.get(path) == end or (kind == "artifact" and path in self.state.refused and not again):
                 continue
@@ -119,11 +119,11 @@ class Uploads:
                 self.state.refused.pop(path, None)
             except Exception as error:
                 if not isinstance(error, UserError) and not is_refusal(error):
-                    failure = failure or error
+                    failure = failure or (path, error)
                     if is_unreachable(error):
                         return failure
                     continue
-                self.state.refused[path] = refusal_text(error)
+                self.state.refused[path] = brief(error)
             self._done[path] = end
         return failure
 

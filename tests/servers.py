@@ -45,7 +45,7 @@ class MlflowServer:
                 stderr=file,
                 start_new_session=True,
             )
-        for _ in range(600):
+        for _ in range(1800):  # a busy machine takes its time
             try:
                 urllib.request.urlopen(f"{self.uri}/health", timeout=1)
                 return

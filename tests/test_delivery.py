@@ -233,7 +233,7 @@ def test_one_upload_that_fails_for_now_holds_back_only_itself(server: MlflowServ
     stage(journal, "small.txt", b"y")
     journal.append(FINISHED)
     courier = Courier(journal.folder)
-    with pytest.raises(Undelivered, match="500"):
+    with pytest.raises(Undelivered, match="big.bin: too many 500 error responses"):
         courier.deliver()
     client = mlflow.MlflowClient(server.uri)
     assert client.get_run(str(courier.state.run_id)).info.status == "FINISHED"

@@ -180,7 +180,7 @@ def test_a_moved_project_has_its_artifacts_where_it_is(
 def test_a_store_that_never_moved_keeps_its_addresses(
     tmp_path: Path, new_store: NewStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A database elsewhere, with artifacts where the training was; and the artifacts of another experiment beside it."""
+    """A database elsewhere, artifacts where the training was, and those of another project beside it."""
     (tmp_path / "db").mkdir()
     (tmp_path / "work").mkdir()
     new_store(tmp_path / "db")
