@@ -31,7 +31,7 @@ from pytorch_lightning.utilities.exceptions import SIGTERMException
 
 from lightning_glue import atomic
 from lightning_glue.config import Config, digest, identity, is_distributed_child
-from lightning_glue.delivery import MANIFEST, local_folder, sha256
+from lightning_glue.delivery import MANIFEST, newest_copy, sha256
 from lightning_glue.distributed import decided_by_leader
 from lightning_glue.errors import UserError, first_line
 from lightning_glue.journal import Journal, State, find_journal
@@ -129,9 +129,7 @@ def _find(reference: str, config: Config) -> Resume | None:
 
 def _local_checkpoint(folder: Path) -> Path:
     """Where the run of a journal on this machine keeps its last checkpoint."""
-    store = local_folder(State(folder).artifact_uri)
-    staged = folder / "artifacts" / _LAST
-    return staged if staged.exists() or not store else store / _LAST
+    return newest_copy(folder, _LAST, State(folder).artifact_uri)
 
 
 def _fetch_checkpoints(uri: str | None, run_id: str) -> Path:

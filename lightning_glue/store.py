@@ -143,7 +143,8 @@ def _existing(database: Path, uri: str) -> MlflowClient:
     quoted = Path(uri.partition("?")[0].removeprefix("sqlite:///")).parent
     strange = quoted != database.parent and not quoted.exists()
     client = _client(uri)
-    if strange:  # MLflow makes the folder of the address as it is quoted
+    if strange:  # MLflow makes the folder of the address as it is quoted, with each of its stores
+        client.search_registered_models(max_results=1)
         with suppress(OSError):
             os.removedirs(quoted)
     return client

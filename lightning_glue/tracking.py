@@ -17,7 +17,7 @@ from lightning_glue import config as configuration
 from lightning_glue import environment
 from lightning_glue.atomic import new_file
 from lightning_glue.config import Config
-from lightning_glue.delivery import local_folder, undelivered, usable_folder
+from lightning_glue.delivery import undelivered, usable_folder
 from lightning_glue.errors import UserError, first_line
 from lightning_glue.figures import History
 from lightning_glue.journal import (
@@ -324,8 +324,8 @@ class MLflowTracker(Logger):
 
     @property
     def local_artifacts(self) -> Path | None:
-        """The run's artifact folder on this machine, or None for a remote store."""
-        return local_folder(self._state.artifact_uri) if self._state else None
+        """The run's artifact folder on this machine, or None for a store that is remote or cannot be written."""
+        return usable_folder(self._state.artifact_uri) if self._state else None
 
     @rank_zero_only
     def finish(self, status: str, register: bool = False) -> None:

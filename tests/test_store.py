@@ -146,6 +146,7 @@ def test_a_database_is_where_its_address_says(
     client = connect(None)
     assert sqlite_file(client.tracking_uri) == tmp_path / name / "mlflow.db"
     client.create_experiment("known")
+    client.create_registered_model("model")
     assert connect(sqlite_uri(tmp_path / name / "mlflow.db")).get_experiment_by_name("known")
     assert connect("sqlite:///mlflow.db").get_experiment_by_name("known")
     assert open_store(None)[1] == store_uri(None)
