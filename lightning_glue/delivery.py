@@ -79,6 +79,11 @@ class Courier:
         """How many records are not delivered, those that were refused for good aside."""
         return undelivered(self.journal, State(self.folder))
 
+    def uploads_fail(self) -> bool:
+        """Whether artifacts are left that the store did not take, and none is on its way."""
+        on_its_way = self._thread is not None and self._thread.is_alive()
+        return not on_its_way and State(self.folder).upload_error is not None
+
     def _upload(self) -> None:
         with suppress(Undelivered, OSError):  # noted in the state; a folder that is gone needs no delivery
             self.uploads.deliver()

@@ -145,6 +145,8 @@ class Watch:
             self.sampler = make_sampler(self.folder, self.journal.read())
             if self.sampler:
                 self.sampler.start()
+        if self.ended and time.monotonic() - self.ended > _LINGER_SECONDS and self.courier.uploads_fail():
+            return False
         return alive or not State(self.folder).is_delivered(self.journal.path.stat().st_size)
 
 
