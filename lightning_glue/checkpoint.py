@@ -10,11 +10,11 @@ from typing import Any
 import torch
 
 from lightning_glue import tokenizer
-from lightning_glue.errors import UserError
+from lightning_glue.errors import UserError, first_line
 from lightning_glue.journal import delivered_run
 from lightning_glue.model import HEAD, RobertaModel, build_model
 from lightning_glue.pretrained import Pretrained, fairseq_args, file_sha256, safe_load
-from lightning_glue.store import connect, reason
+from lightning_glue.store import connect
 from lightning_glue.tasks import Task, get_task
 from lightning_glue.tokenizer import Tokenizer
 
@@ -55,7 +55,7 @@ def _download_export(run_id: str, uri: str | None) -> Path:
     try:
         return Path(connect(uri, retries=2).download_artifacts(run_id, "fairseq"))
     except (MlflowException, OSError) as error:
-        raise UserError(f"run {run_id}: no fairseq directory to be had ({reason(error)})") from None
+        raise UserError(f"run {run_id}: no fairseq directory to be had ({first_line(error)})") from None
 
 
 def model_state(path: Path) -> dict[str, torch.Tensor]:

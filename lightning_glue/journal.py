@@ -5,8 +5,10 @@ little-endian, then JSON. Whatever is cut off or damaged ends the journal there:
 whole record. The process that trains holds the lock ``alive``, which the kernel frees however the process ends.
 
 Records have one key, which tells their kind:
-    start: id, uri, experiment, name, params, tags, time (ms), system_metrics (seconds), config, run_id (or null)
-    resume: time, tags
+    start: id, uri, experiment, name, params, tags, time (ms), system_metrics (seconds), config, run_id (or null);
+        optional: shared {tag, value, create}: the run is the one with this tag, which several journals write,
+        parent {tag, value}: the run belongs below the one with this tag
+    resume: time, tags, uri (or null; optional)
     metrics: [[key, value, time, step], ...]        tags: {key: value}        inputs: [dataset, ...]
     artifact: path below the run's artifacts        status: [FINISHED | FAILED | KILLED, time]
     evict: path of an artifact no longer kept       register: true
@@ -26,6 +28,7 @@ from typing import IO, Any
 
 from lightning_glue import atomic
 from lightning_glue.errors import UserError
+from lightning_glue.state import State
 
 Record = dict[str, Any]
 JOURNALS = "mlruns/.journal"  # where they are unless tracking.journal says otherwise
@@ -65,6 +68,7 @@ class Journal:
         self.folder, self.path = folder, folder / "records"
         self._end = 0  # of the last record known to be whole
         self._file: IO[bytes] | None = None
+        self._checked: set[tuple[int, int | None]] = set()  # a position that was found to hold
 
     def read(self, offset: int = 0) -> list[tuple[Record, int]]:
         """Records from ``offset`` (the end of one) on, each with the position of its end."""
@@ -105,10 +109,38 @@ class Journal:
             if size > self._end:
                 file.truncate(self._end)
 
+    def is_boundary(self, offset: int) -> bool:
+        """Whether a record ends at ``offset``, or none is before it."""
+        with open(self.path, "rb") as file:
+            return offset == 0 or any(end == offset for _, end in decode(file.read(offset)))
+
+    def checksum(self, begin: int, end: int, before: int | None) -> int:
+        """CRC-32 of the journal up to ``end``, given that up to ``begin``."""
+        begin = begin if before is not None else 0
+        with open(self.path, "rb") as file:
+            file.seek(begin)
+            return zlib.crc32(file.read(end - begin), before or 0)
+
+    def position(self, offset: int, checksum: int | None) -> int | None:
+        """``offset`` if the journal up to there is what it was, so that one may go on behind it; else None.
+
+        Args:
+            checksum: of the journal up to there; None: it is not known, and a record has to end there.
+        """
+        if (offset, checksum) in self._checked:
+            return offset if self.path.stat().st_size >= offset else None
+        if self.path.stat().st_size < offset:
+            return None
+        holds = self.is_boundary(offset) if checksum is None else self.checksum(0, offset, None) == checksum
+        self._checked = {(offset, checksum)} if holds else set()
+        return offset if holds else None
+
     def sync(self) -> None:
-        """Bring what was appended to the disk."""
+        """Bring what was appended, by whomever, to the disk."""
         if self._file:
             os.fsync(self._file.fileno())
+        else:
+            atomic.sync(self.path)
 
     def close(self) -> None:
         if self._file:
@@ -173,26 +205,3 @@ def delivered_run(run: str, root: Path = Path(JOURNALS)) -> str:
     if not run_id:
         raise UserError(f"run {run} has not reached MLflow yet; python -m lightning_glue.sync {run} delivers it")
     return run_id
-
-
-class State:
-    """How far a journal is delivered, in ``delivery.json``; replaced whole."""
-
-    def __init__(self, folder: Path) -> None:
-        self.path = folder / "delivery.json"
-        self.uri: str | None = None
-        self.run_id: str | None = None
-        self.run_name = ""
-        self.artifact_uri = ""
-        self.offset = 0
-        self.registered = ""  # name and version of the run's model
-        self.uploaded: dict[str, str] = {}  # artifact: sha256 of what the store has
-        self.error: str | None = None  # why the last attempt failed
-        self.fatal = False  # it will never work
-        if self.path.exists():
-            vars(self).update(json.loads(self.path.read_text()))
-
-    def save(self) -> None:
-        kept = {name: value for name, value in vars(self).items() if name != "path"}
-        with atomic.new_file(self.path) as file:
-            json.dump(kept, file)

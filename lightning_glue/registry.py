@@ -14,9 +14,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lightning_glue.console import Parser
-from lightning_glue.errors import UserError, run_main
+from lightning_glue.errors import UserError, first_line, run_main
 from lightning_glue.journal import delivered_run
-from lightning_glue.store import open_store, reason
+from lightning_glue.store import open_store
 from lightning_glue.tasks import Task, get_task
 
 if TYPE_CHECKING:
@@ -152,7 +152,7 @@ def main() -> None:
     try:
         name, version, decision = register(client, run_id)
     except (MlflowException, OSError) as error:
-        raise UserError(f"run {run_id} cannot be registered: {reason(error)}") from None
+        raise UserError(f"run {run_id} cannot be registered: {first_line(error)}") from None
     print(f"{name} version {version} ({decision})")
     print(f'mlflow.pyfunc.load_model("models:/{name}@{CHAMPION}")')
 

@@ -15,9 +15,9 @@ from typing import TYPE_CHECKING
 from lightning_glue import registry
 from lightning_glue.atomic import make_folder, new_file
 from lightning_glue.console import Parser
-from lightning_glue.errors import UserError, run_main, suggest
+from lightning_glue.errors import UserError, first_line, run_main, suggest
 from lightning_glue.registry import difference
-from lightning_glue.store import open_store, reason
+from lightning_glue.store import open_store
 from lightning_glue.tasks import get_task
 
 if TYPE_CHECKING:
@@ -85,7 +85,7 @@ def fetch(client: MlflowClient, uri: str, experiment: str | None) -> list[Run]:
             runs, token = runs + list(page), page.token or None
         return runs
     except (MlflowException, OSError) as error:
-        raise UserError(f"MLflow at {uri} cannot be read: {reason(error)}") from None
+        raise UserError(f"MLflow at {uri} cannot be read: {first_line(error)}") from None
 
 
 def score(run: Run, uri: str) -> Scored | None:

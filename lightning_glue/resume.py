@@ -31,14 +31,14 @@ from pytorch_lightning.utilities.exceptions import SIGTERMException
 
 from lightning_glue import atomic
 from lightning_glue.config import Config, digest, identity, is_distributed_child
-from lightning_glue.delivery import MANIFEST, local_folder, sha256
+from lightning_glue.delivery import MANIFEST, newest_copy, sha256
 from lightning_glue.distributed import decided_by_leader
-from lightning_glue.errors import UserError
+from lightning_glue.errors import UserError, first_line
 from lightning_glue.journal import Journal, State, find_journal
 from lightning_glue.monitor import BestEvaluation, dev_metrics
 from lightning_glue.preprocess import SplitInfo
 from lightning_glue.pretrained import safe_load
-from lightning_glue.store import connect, reason
+from lightning_glue.store import connect
 from lightning_glue.tasks import get_task
 from lightning_glue.tracking import MLflowTracker, unfinished_run
 
@@ -129,9 +129,7 @@ def _find(reference: str, config: Config) -> Resume | None:
 
 def _local_checkpoint(folder: Path) -> Path:
     """Where the run of a journal on this machine keeps its last checkpoint."""
-    store = local_folder(State(folder).artifact_uri)
-    staged = folder / "artifacts" / _LAST
-    return staged if staged.exists() or not store else store / _LAST
+    return newest_copy(folder, _LAST, State(folder).artifact_uri)
 
 
 def _fetch_checkpoints(uri: str | None, run_id: str) -> Path:
@@ -152,7 +150,7 @@ def _fetch_checkpoints(uri: str | None, run_id: str) -> Path:
                 raise UserError(f"run {run_id}: {entry['file']} is damaged (its SHA-256 is not that of the manifest)")
             shutil.copy(fetched, target / path)
     except (MlflowException, OSError) as error:
-        raise UserError(f"run {run_id}: no checkpoint to be had ({reason(error)})") from None
+        raise UserError(f"run {run_id}: no checkpoint to be had ({first_line(error)})") from None
     return target / _LAST
 
 

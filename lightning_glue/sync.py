@@ -7,6 +7,7 @@ import os
 import sys
 from pathlib import Path
 
+from lightning_glue.addresses import hide_secrets
 from lightning_glue.console import Parser
 from lightning_glue.delivery import Courier, Undelivered
 from lightning_glue.errors import UserError, run_main
@@ -29,16 +30,21 @@ def parse_arguments() -> argparse.Namespace:
 def sync(folder: Path, uri: str | None) -> bool:
     """Deliver one journal and say so; whether all of it is delivered."""
     known = State(folder).run_id
-    courier = Courier(folder, None if known else uri)
+    courier = Courier(folder, uri)
     alive = is_alive(folder)
     if not alive:
         conclude(courier.journal)
     try:
-        sent = courier.deliver(wait=True)
+        sent = courier.deliver(wait=True, again=True)
     except Undelivered as error:
-        left = len(courier.journal.read(courier.state.offset))
-        print(f"{_name(courier)}: {left} records not delivered to {courier.state.uri or uri}: {error}", file=sys.stderr)
+        where = hide_secrets(str(courier.state.uri or uri))
+        print(f"{_name(courier)}: {courier.left()} records not delivered to {where}: {error}", file=sys.stderr)
         return False
+    state = State(folder)
+    for what, why in (state.left_out | state.refused).items():
+        print(f"{_name(courier)}: {what} was refused: {why}", file=sys.stderr)
+    if state.note:
+        print(f"{_name(courier)}: {state.note}", file=sys.stderr)
     if not known:
         print(f"journal {folder.name} is {_name(courier)} now")
     if sent or alive:

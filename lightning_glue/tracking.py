@@ -17,8 +17,8 @@ from lightning_glue import config as configuration
 from lightning_glue import environment
 from lightning_glue.atomic import new_file
 from lightning_glue.config import Config
-from lightning_glue.delivery import local_folder
-from lightning_glue.errors import UserError
+from lightning_glue.delivery import undelivered, usable_folder
+from lightning_glue.errors import UserError, first_line
 from lightning_glue.figures import History
 from lightning_glue.journal import (
     JOURNALS,
@@ -33,7 +33,7 @@ from lightning_glue.journal import (
     try_lock,
 )
 from lightning_glue.preprocess import SplitInfo
-from lightning_glue.store import connect, reason
+from lightning_glue.store import connect
 from lightning_glue.watcher import is_watching, watch
 
 if TYPE_CHECKING:
@@ -70,6 +70,7 @@ class MLflowTracker(Logger):
         self._artifacts = Path()
         self._locks = ExitStack()
         self._finished = self._warned = False
+        self._refused: set[str] = set()  # what was said to be
         self._checked = 0.0
 
     @property
@@ -115,7 +116,7 @@ class MLflowTracker(Logger):
             folder = self._open(params, tags, system_metrics, resume)
         watch(folder)
         self._wait_for_run(folder)
-        self._artifacts = local_folder(self._state.artifact_uri) or folder / "artifacts"
+        self._artifacts = usable_folder(self._state.artifact_uri) or folder / "artifacts"
 
     def _open(
         self, params: Mapping[str, Any], tags: Mapping[str, str], system_metrics: float | None, run_id: str | None
@@ -155,7 +156,7 @@ class MLflowTracker(Logger):
             raise UserError(f"run {State(folder).run_id or folder.name} is finished; there is nothing to resume")
         points = [point for record, _ in records for point in record.get("metrics", ())]
         self._remember((key, step, value) for key, value, _time, step in points)
-        self._append({"resume": {"time": now(), "tags": dict(tags)}})
+        self._append({"resume": {"time": now(), "tags": dict(tags), "uri": self.uri}})
 
     def _read_history(self, run_id: str) -> None:
         """What the server has of a run whose journal is on another machine."""
@@ -170,7 +171,7 @@ class MLflowTracker(Logger):
                 history = client.get_metric_history(run_id, name)
                 self._remember((name, point.step, point.value) for point in history)
         except (MlflowException, OSError) as error:
-            raise UserError(f"run {run_id} cannot be read: {reason(error)}") from None
+            raise UserError(f"run {run_id} cannot be read: {first_line(error)}") from None
 
     def _remember(self, points: Iterator[tuple[str, int, float]]) -> None:
         for name, step, value in points:
@@ -228,8 +229,17 @@ class MLflowTracker(Logger):
                 f"MLflow at {self.uri} does not answer ({self._state.error[:160]}); training goes on, and the journal "
                 f"{self._journal.folder} keeps everything for it"
             )
+        self._tell_refused()
         if not is_watching():
             watch(self._journal.folder)
+
+    def _tell_refused(self) -> None:
+        """Say once what the server or its artifact store refused for good."""
+        assert self._state
+        for what, why in (self._state.left_out | self._state.refused).items():
+            if what not in self._refused:
+                self._refused.add(what)
+                _warn(f"{what} of run {self.run_id} was refused and is only here, in {self.folder}: {why}")
 
     @rank_zero_only
     def log_inputs(self, task: str, splits: Mapping[str, SplitInfo]) -> None:
@@ -314,8 +324,8 @@ class MLflowTracker(Logger):
 
     @property
     def local_artifacts(self) -> Path | None:
-        """The run's artifact folder on this machine, or None for a remote store."""
-        return local_folder(self._state.artifact_uri) if self._state else None
+        """The run's artifact folder on this machine, or None for a store that is remote or cannot be written."""
+        return usable_folder(self._state.artifact_uri) if self._state else None
 
     @rank_zero_only
     def finish(self, status: str, register: bool = False) -> None:
@@ -333,10 +343,11 @@ class MLflowTracker(Logger):
         self._check_delivery()
         deadline = time.monotonic() + (_FINISH_SECONDS if status == "FINISHED" else _STOP_SECONDS)
         end = self._journal.path.stat().st_size
-        while self._state.offset < end and not self._state.error and time.monotonic() < deadline:
+        while not self._state.is_delivered(end) and not self._state.error and time.monotonic() < deadline:
             time.sleep(0.02)
             self._state = State(self._journal.folder)
-        left = len(self._journal.read(self._state.offset))
+        self._tell_refused()
+        left = undelivered(self._journal, self._state)
         if left:
             _warn(
                 f"{left} records of run {self.run_id} have not reached MLflow at {self.uri}; a background process "
@@ -377,7 +388,7 @@ def unfinished_run(root: Path, uri: str | None, experiment: str, digest: str) ->
         newest_first = ["attributes.start_time DESC"]
         runs = client.search_runs([found.experiment_id], filters, order_by=newest_first) if found else []
     except (MlflowException, OSError) as error:
-        raise UserError(f"--resume auto: MLflow at {uri} does not answer: {reason(error)}") from None
+        raise UserError(f"--resume auto: MLflow at {uri} does not answer: {first_line(error)}") from None
     return next((run.info.run_id for run in runs if run.info.status in ("KILLED", "FAILED")), None)
 
 

@@ -18,7 +18,7 @@ from typing import Any
 
 from lightning_glue import config as configuration
 from lightning_glue.delivery import Courier, Undelivered
-from lightning_glue.journal import Journal, Record, final_status, is_alive, now
+from lightning_glue.journal import Journal, Record, State, final_status, is_alive, now
 
 _POLL_SECONDS = 0.2
 _BACKOFF = (0.5, 15.0)  # seconds between attempts while the server is away: the first, the longest
@@ -113,7 +113,7 @@ class Watch:
     """One journal under watch."""
 
     def __init__(self, folder: Path) -> None:
-        self.folder, self.journal, self.courier = folder, Journal(folder), Courier(folder)
+        self.folder, self.journal, self.courier = folder, Journal(folder), Courier(folder, background=True)
         self.delay, self.due = 0.0, 0.0
         self.ended: float | None = None
         self.sampler: Sampler | None = None
@@ -145,7 +145,9 @@ class Watch:
             self.sampler = make_sampler(self.folder, self.journal.read())
             if self.sampler:
                 self.sampler.start()
-        return alive or self.courier.state.offset < self.journal.path.stat().st_size
+        if self.ended and time.monotonic() - self.ended > _LINGER_SECONDS and self.courier.uploads_fail():
+            return False
+        return alive or not State(self.folder).is_delivered(self.journal.path.stat().st_size)
 
 
 def _read_folders(found: queue.SimpleQueue[Path | None]) -> None:

@@ -11,6 +11,7 @@ import sys
 import threading
 import time
 import urllib.request
+from collections.abc import Callable
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from urllib.error import URLError
@@ -44,7 +45,7 @@ class MlflowServer:
                 stderr=file,
                 start_new_session=True,
             )
-        for _ in range(600):
+        for _ in range(1800):  # a busy machine takes its time
             try:
                 urllib.request.urlopen(f"{self.uri}/health", timeout=1)
                 return
@@ -60,10 +61,14 @@ class MlflowServer:
 
 
 class Proxy:
-    """HTTP between a client and the server at ``port``: waits ``delay`` seconds, or answers ``fail`` itself."""
+    """HTTP between a client and the server at ``port``: waits ``delay`` seconds, or answers ``fail`` itself.
+
+    ``rule`` sees method, path and size of each call, and may wait; unless 0, what it returns is the answer.
+    """
 
     def __init__(self, port: int, delay: float = 0.0) -> None:
         self.delay, self.fail = delay, 0
+        self.rule: Callable[[str, str, int], int] = lambda method, path, size: 0
         self.calls: list[str] = []
         proxy = self
 
@@ -74,8 +79,8 @@ class Proxy:
                 body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
                 proxy.calls.append(self.path)
                 time.sleep(proxy.delay)
-                if proxy.fail:
-                    status, headers, answer = proxy.fail, [("Content-Type", "text/plain")], b"failing"
+                if answered := proxy.fail or proxy.rule(self.command, self.path, len(body)):
+                    status, headers, answer = answered, [("Content-Type", "text/plain")], b"failing"
                 else:
                     connection = http.client.HTTPConnection("127.0.0.1", port, timeout=60)
                     connection.request(self.command, self.path, body, dict(self.headers))

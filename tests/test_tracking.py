@@ -21,6 +21,7 @@ from lightning_glue import tracking, watcher
 from lightning_glue.delivery import Courier
 from lightning_glue.errors import UserError
 from lightning_glue.journal import Journal, State, find_journal
+from lightning_glue.mirror import Mirror
 from lightning_glue.preprocess import SplitInfo
 from lightning_glue.tracking import MLflowTracker
 
@@ -199,7 +200,7 @@ def test_kill_9_in_the_middle_of_deliveries_and_two_at_once(server: MlflowServer
         for one in pair:
             one.kill()
             one.communicate()
-        if State(tracker.folder).offset == tracker._journal.path.stat().st_size:
+        if State(tracker.folder).is_delivered(tracker._journal.path.stat().st_size):
             break
     result = run("lightning_glue.sync", "--uri", proxy.uri, cwd=Path.cwd())
     proxy.close()
@@ -215,7 +216,9 @@ def test_kill_9_in_the_middle_of_deliveries_and_two_at_once(server: MlflowServer
         ]
 
 
-def test_what_is_written_during_an_upload_waits_for_the_next(server: MlflowServer, experiment: str) -> None:
+def test_what_is_written_during_an_upload_waits_for_the_next(
+    server: MlflowServer, experiment: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The training may come to its end while an earlier artifact is on its way."""
     tracker = MLflowTracker(server.uri, experiment, "x")
     tracker.start({}, {}, None)
@@ -228,15 +231,17 @@ def test_what_is_written_during_an_upload_waits_for_the_next(server: MlflowServe
         target.write_text(name)
         tracker.log_artifact(name)
 
-    class Overtaken(Courier):
-        def _upload(self, path: str) -> None:
-            super()._upload(path)
-            if path == "early.txt":
-                write("figures/late.txt")
-                tracker._append({"status": ["FINISHED", 1_800_000_000_000]})
+    put = Mirror.put
 
+    def overtaken(self: Mirror, path: str) -> None:
+        put(self, path)
+        if path == "early.txt":
+            write("figures/late.txt")
+            tracker._append({"status": ["FINISHED", 1_800_000_000_000]})
+
+    monkeypatch.setattr(Mirror, "put", overtaken)
     write("early.txt")
-    courier = Overtaken(tracker.folder)
+    courier = Courier(tracker.folder)
     courier.deliver()
     assert courier.deliver() == 2
     client = mlflow.MlflowClient(server.uri)
@@ -259,7 +264,7 @@ def test_checkpoints_are_mirrored_whole_with_their_digest_and_old_ones_evicted(
     for content in (b"first", b"second" * 10**6, b"third"):
         (folder / "last.ckpt").write_bytes(content)
         tracker.log_artifact("checkpoints/last.ckpt")
-        wait_for(lambda: State(tracker.folder).offset == tracker._journal.path.stat().st_size)
+        wait_for(lambda: State(tracker.folder).is_delivered(tracker._journal.path.stat().st_size))
         assert len(stored()) == 2
     server.kill()
     for name in ("best.ckpt", "step-4.ckpt"):
