@@ -172,6 +172,10 @@ class Journal:
                 break
         return final_status(records)
 
+    def end(self) -> int:
+        """Where the last whole record ends."""
+        return next((records[-1][1] for records in self._last(self.path.stat().st_size) if records), 0)
+
     def is_boundary(self, offset: int) -> bool:
         """Whether a whole record ends at ``offset``, or it is 0: whether reading may go on there."""
         if not 0 < offset <= self.path.stat().st_size:
