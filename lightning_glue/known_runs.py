@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -38,6 +39,15 @@ def advice(uri: str, error: str) -> str:
     if "://" not in uri and "http://" not in error:
         return f"see tracking.uri; did you mean http://{uri}?"
     return "see tracking.uri"
+
+
+def trouble_with(store: Path) -> str | None:
+    """Why artifacts cannot be written to a folder, which is made; None where they can."""
+    try:
+        store.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        return error.strerror or type(error).__name__
+    return None if os.access(store, os.W_OK | os.X_OK) else "Permission denied"
 
 
 class Stores:

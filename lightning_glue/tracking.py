@@ -30,7 +30,7 @@ from lightning_glue.journal import (
     try_lock,
     warn,
 )
-from lightning_glue.known_runs import Stores, advice, history, is_away, run_tags, unfinished_runs
+from lightning_glue.known_runs import Stores, advice, history, is_away, run_tags, trouble_with, unfinished_runs
 from lightning_glue.preprocess import SplitInfo
 from lightning_glue.watcher import is_watching, watch
 
@@ -190,7 +190,7 @@ class MLflowTracker(Logger):
             watch(self.folder)
         except OSError as error:
             later = sync_command(self.run_id, self._root)
-            warn(f"no process can be started that sends what is logged ({error.strerror}); later, {later} sends it")
+            warn(f"no process can be started that sends what is logged ({error.strerror}); {later} does")
 
     def _wait_for_run(self, folder: Path) -> None:
         """Wait until the watcher has created the run, or knows that it cannot."""
@@ -213,31 +213,24 @@ class MLflowTracker(Logger):
 
     def _artifact_folder(self) -> Path:
         """Where artifacts are written: a local store's folder, which is tried, else the journal's."""
-        assert self._state
-        store = local_folder(self._state.artifact_uri)
-        if store is None:
-            return self.folder / "artifacts"
-        reason = "Permission denied"
-        try:
-            store.mkdir(parents=True, exist_ok=True)
-            if os.access(store, os.W_OK | os.X_OK):
-                return store
-        except OSError as error:
-            reason = str(error.strerror)
-        self._append({"status": ["FAILED", now()]})
-        self._locks.close()
-        raise UserError(
-            f"run {self.run_id}: MLflow at {hide_secrets(str(self.uri))} wants its artifacts in {store}, and that "
-            f"cannot be written here: {reason}; where it is a folder of the server's machine, start the server with "
-            "--serve-artifacts, and use another tracking.experiment"
-        )
+        store = local_folder(self._state.artifact_uri) if self._state else None
+        trouble = store and trouble_with(store)
+        if trouble:
+            self._append({"status": ["FAILED", now()]})
+            self._locks.close()
+            raise UserError(
+                f"run {self.run_id}: MLflow at {hide_secrets(str(self.uri))} wants its artifacts in {store}, and that "
+                f"cannot be written here: {trouble}; where it is a folder of the server's machine, start the server "
+                "with --serve-artifacts, and use another tracking.experiment"
+            )
+        return store or self.folder / "artifacts"
 
     def _discard(self) -> None:
         """Remove what was made for a run that cannot be."""
         import shutil
 
         folder, *parents = self._made
-        with suppress(OSError), try_lock(folder / "delivery.lock", wait=True):  # the watcher is not writing there
+        with suppress(OSError), try_lock(folder / "delivery.lock", wait=True):  # the watcher writes nothing meanwhile
             shutil.rmtree(folder, ignore_errors=True)
         self._locks.close()
         with suppress(OSError):  # others have put something there meanwhile
@@ -352,12 +345,14 @@ class MLflowTracker(Logger):
     def artifact_folder(self, name: str) -> Iterator[Path]:
         """A folder whose content becomes the run's artifact folder ``name``, written once if local."""
         folder = self._artifacts / name
+        writing = False
         try:
             folder.mkdir(parents=True, exist_ok=True)
+            writing = True
             yield folder
         except OSError as error:
-            if error.errno not in CANNOT_WRITE:
-                raise
+            if writing and error.errno not in CANNOT_WRITE:
+                raise  # of what the caller reads
             raise UserError(f"cannot write {folder}: {error.strerror}; free space or get rights there") from error
         for path in sorted(folder.rglob("*")):
             if path.is_file():
