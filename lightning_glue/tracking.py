@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import os
+import shutil
 import time
 import uuid
 from collections.abc import Iterator, Mapping
@@ -71,9 +71,8 @@ class MLflowTracker(Logger):
         self._artifacts = Path()
         self._locks = ExitStack()
         self._made: list[Path] = []  # folders, the innermost first
-        self._finished = False
         self._warned: set[bool] = set()
-        self._checked = 0.0
+        self._finished, self._checked = False, 0.0
 
     @property
     def name(self) -> str:
@@ -140,14 +139,16 @@ class MLflowTracker(Logger):
             "system_metrics": system_metrics,
             "config": _shown(params),
         }
-        self._made = [path for path in (folder, *folder.parents) if not path.exists()]
         try:
+            self._made = [path for path in (folder, *folder.parents) if not path.exists()]
             folder.mkdir(0o700, parents=True)
             self._lock(folder)
             self._journal = Journal(folder)
             self._journal.append({"start": start})
-            for path in (self._journal.path, folder, self._root):
-                sync(path)
+            self._journal.sync()
+            with suppress(OSError):  # of file systems that do not sync folders
+                sync(folder)
+                sync(self._root)
         except OSError as error:
             self._discard()
             raise UserError(f"cannot write the journal {folder}: {error.strerror}; see tracking.journal") from None
@@ -199,8 +200,7 @@ class MLflowTracker(Logger):
         while not self._state.run_id and not self._state.error and time.monotonic() < deadline:
             time.sleep(0.02)
             self._state = State(folder)
-        default = os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{Path.cwd() / 'mlflow.db'}"
-        self.uri = self._state.uri or self.uri or default
+        self.uri = self._state.uri or self.uri or f"sqlite:///{Path.cwd() / 'mlflow.db'}"
         if self._state.fatal and not self._state.run_id:
             error = str(self._state.error)
             if self._made:
@@ -227,9 +227,7 @@ class MLflowTracker(Logger):
 
     def _discard(self) -> None:
         """Remove what was made for a run that cannot be."""
-        import shutil
-
-        folder, *parents = self._made
+        folder, *parents = self._made or [self.folder]
         with suppress(OSError), try_lock(folder / "delivery.lock", wait=True):  # the watcher writes nothing meanwhile
             shutil.rmtree(folder, ignore_errors=True)
         self._locks.close()
@@ -329,10 +327,9 @@ class MLflowTracker(Logger):
                 (folder / path).parent.mkdir(parents=True, exist_ok=True)
                 with new_file(folder / path) as file:
                     file.write(hide_secrets(text))
+                return self.log_artifact(path)
             except OSError as error:
                 reason = error.strerror
-                continue
-            return self.log_artifact(path)
         warn(f"{path} of run {self.run_id} cannot be written to {self._artifacts}: {reason}")
 
     @rank_zero_only
