@@ -40,7 +40,7 @@ from lightning_glue.preprocess import SplitInfo
 from lightning_glue.pretrained import safe_load
 from lightning_glue.store import connect
 from lightning_glue.tasks import get_task
-from lightning_glue.tracking import MLflowTracker, unfinished_run
+from lightning_glue.tracking import MLflowTracker, unfinished_runs
 
 RECORD = "lightning_glue"  # key of a checkpoint's plain values: configuration, data digests, run
 POSITION = "position"
@@ -115,7 +115,7 @@ def _find(reference: str, config: Config) -> Resume | None:
     run_id: str | None = reference
     if reference == "auto":
         experiment = config.tracking.experiment or get_task(config.task.name).experiment
-        run_id = unfinished_run(root, uri, experiment, digest(config))
+        run_id = next(iter(unfinished_runs(root, uri, experiment, digest(config))), None)
         if not run_id:
             return None
     folder = find_journal(root, run_id)

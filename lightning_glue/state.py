@@ -172,4 +172,5 @@ def _load(path: Path) -> dict[str, Any] | None:
 
 def _write(path: Path, values: dict[str, Any]) -> None:
     with atomic.new_file(path) as file:
+        os.fchmod(file.fileno(), 0o600)  # an address may hold a password
         json.dump(values, file)

@@ -2,23 +2,21 @@
 
 from __future__ import annotations
 
-import sys
+import shutil
 import time
 import uuid
 from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pytorch_lightning.loggers.logger import Logger
 from pytorch_lightning.utilities import rank_zero_only
 
-from lightning_glue import config as configuration
-from lightning_glue import environment
-from lightning_glue.atomic import new_file
-from lightning_glue.config import Config
+from lightning_glue.addresses import hide_secrets
+from lightning_glue.atomic import CANNOT_WRITE, new_file, sync
 from lightning_glue.delivery import undelivered, usable_folder
-from lightning_glue.errors import UserError, first_line
+from lightning_glue.errors import UserError
 from lightning_glue.figures import History
 from lightning_glue.journal import (
     JOURNALS,
@@ -27,27 +25,30 @@ from lightning_glue.journal import (
     State,
     final_status,
     find_journal,
-    is_alive,
-    journals,
     now,
+    sync_command,
     try_lock,
+    warn,
 )
+from lightning_glue.known_runs import Stores, advice, history, is_away, run_tags, trouble_with, unfinished_runs
+from lightning_glue.paths import local_folder
 from lightning_glue.preprocess import SplitInfo
-from lightning_glue.store import connect
 from lightning_glue.watcher import is_watching, watch
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-_CONFIGURATION = "lightning_glue.configuration"  # tag: digest of what makes two trainings the same
+__all__ = ["MLflowTracker", "run_tags", "unfinished_runs"]
+
 _START_SECONDS = 30.0  # for the server to create the run; then training begins without
 # For the server to take the rest, then it is left to the watcher or to sync; a scheduler that stops us is impatient.
 _FINISH_SECONDS, _STOP_SECONDS = 60.0, 10.0
 _CHECK_SECONDS = 2.0  # between two looks at how the delivery is doing
 
 
-def _warn(text: str) -> None:
-    print(f"warning: {text}", file=sys.stderr, flush=True)
+def _shown(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Values as they are recorded, where everybody may read them."""
+    return {key: hide_secrets(value) if isinstance(value, str) else value for key, value in values.items()}
 
 
 class MLflowTracker(Logger):
@@ -62,6 +63,7 @@ class MLflowTracker(Logger):
     def __init__(self, uri: str | None, experiment: str, run_name: str, journal: str | Path | None = None) -> None:
         super().__init__()
         self.uri, self._experiment, self._run_name = uri, experiment, run_name
+        self._given = uri  # None: the default, which moves with the project
         self._root = Path(journal or JOURNALS)
         self.history: History = {}
         self.journal_id = ""
@@ -69,9 +71,10 @@ class MLflowTracker(Logger):
         self._state: State | None = None
         self._artifacts = Path()
         self._locks = ExitStack()
-        self._finished = self._warned = False
+        self._made: list[Path] = []  # folders, the innermost first
+        self._warned: set[bool] = set()
         self._refused: set[str] = set()  # what was said to be
-        self._checked = 0.0
+        self._finished, self._checked = False, 0.0
 
     @property
     def name(self) -> str:
@@ -106,17 +109,17 @@ class MLflowTracker(Logger):
             resume: id of the run to go on with, or of its journal. What it has is not logged a second time.
 
         Raises:
-            UserError: the server refuses, the database cannot be used, or the run is finished or still at work. A
-                server that does not answer is a warning.
+            UserError: the server refuses, the database or the artifact folder cannot be used, or the run is finished,
+                deleted or still at work. A server that does not answer is a warning.
         """
         folder = find_journal(self._root, resume) if resume else None
         if folder:
             self._reopen(folder, tags)
         else:
             folder = self._open(params, tags, system_metrics, resume)
-        watch(folder)
+        self._watch()
         self._wait_for_run(folder)
-        self._artifacts = usable_folder(self._state.artifact_uri) or folder / "artifacts"
+        self._artifacts = self._artifact_folder()
 
     def _open(
         self, params: Mapping[str, Any], tags: Mapping[str, str], system_metrics: float | None, run_id: str | None
@@ -125,53 +128,49 @@ class MLflowTracker(Logger):
         self.journal_id = uuid.uuid4().hex
         folder = self._root / self.journal_id
         if run_id:
-            self._read_history(run_id)
+            self._remember(history(self.uri, run_id))
         start: Record = {
             "id": self.journal_id,
-            "uri": self.uri,
+            "uri": self._given,
             "experiment": self._experiment,
             "name": self._run_name,
             "run_id": run_id,
             "time": now(),
-            "params": {} if run_id else {key: str(value) for key, value in params.items()},
-            "tags": dict(tags),
+            "params": {} if run_id else {key: hide_secrets(str(value)) for key, value in params.items()},
+            "tags": _shown(tags),
             "system_metrics": system_metrics,
-            "config": dict(params),
+            "config": _shown(params),
         }
         try:
-            folder.mkdir(parents=True)
+            self._made = [path for path in (folder, *folder.parents) if not path.exists()]
+            folder.mkdir(0o700, parents=True)
             self._lock(folder)
             self._journal = Journal(folder)
-            self._append({"start": start})
+            self._journal.append({"start": start})
+            self._journal.sync()
+            with suppress(OSError):  # of file systems that do not sync folders
+                sync(folder)
+                sync(self._root)
         except OSError as error:
+            self._discard()
             raise UserError(f"cannot write the journal {folder}: {error.strerror}; see tracking.journal") from None
         return folder
 
     def _reopen(self, folder: Path, tags: Mapping[str, str]) -> None:
         self.journal_id = folder.name
-        self._lock(folder)
-        self._journal = Journal(folder)
-        records = self._journal.read()
+        try:
+            self._lock(folder)
+            self._journal = Journal(folder)
+            records = self._journal.read()
+        except OSError as error:
+            raise UserError(f"cannot use the journal {folder}: {error.strerror}") from None
         if final_status(records) == "FINISHED":
             raise UserError(f"run {State(folder).run_id or folder.name} is finished; there is nothing to resume")
+        if loss := Stores().loss(folder):
+            raise UserError(f"run {State(folder).run_id} {loss}; or start a new run without --resume")
         points = [point for record, _ in records for point in record.get("metrics", ())]
         self._remember((key, step, value) for key, value, _time, step in points)
-        self._append({"resume": {"time": now(), "tags": dict(tags), "uri": self.uri}})
-
-    def _read_history(self, run_id: str) -> None:
-        """What the server has of a run whose journal is on another machine."""
-        from mlflow.exceptions import MlflowException
-
-        try:
-            client = connect(self.uri)
-            run = client.get_run(run_id)
-            if run.info.status == "FINISHED":
-                raise UserError(f"run {run_id} is finished; there is nothing to resume")
-            for name in run.data.metrics:
-                history = client.get_metric_history(run_id, name)
-                self._remember((name, point.step, point.value) for point in history)
-        except (MlflowException, OSError) as error:
-            raise UserError(f"run {run_id} cannot be read: {first_line(error)}") from None
+        self._append({"resume": {"time": now(), "tags": _shown(tags), "uri": self._given}})
 
     def _remember(self, points: Iterator[tuple[str, int, float]]) -> None:
         for name, step, value in points:
@@ -179,11 +178,22 @@ class MLflowTracker(Logger):
             self._logged[name] = max(step, self._logged.get(name, -1))
 
     def _lock(self, folder: Path) -> None:
-        deadline = time.monotonic() + 5  # a watcher looks whether the lock is free
-        while not self._locks.enter_context(try_lock(folder / "alive")):
+        deadline = time.monotonic() + 5  # others look whether the lock is free
+        while True:
+            with ExitStack() as attempt:
+                if attempt.enter_context(try_lock(folder / "alive")):
+                    self._locks = attempt.pop_all()
+                    return
             if time.monotonic() > deadline:
                 raise UserError(f"run {State(folder).run_id or folder.name} is being trained by another process")
             time.sleep(0.05)
+
+    def _watch(self) -> None:
+        try:
+            watch(self.folder)
+        except OSError as error:
+            later = sync_command(self.run_id, self._root)
+            warn(f"no process can be started that sends what is logged ({error.strerror}); {later} does")
 
     def _wait_for_run(self, folder: Path) -> None:
         """Wait until the watcher has created the run, or knows that it cannot."""
@@ -192,20 +202,39 @@ class MLflowTracker(Logger):
         while not self._state.run_id and not self._state.error and time.monotonic() < deadline:
             time.sleep(0.02)
             self._state = State(folder)
+        self.uri = self._state.uri or self.uri or f"sqlite:///{Path.cwd() / 'mlflow.db'}"
         if self._state.fatal and not self._state.run_id:
-            self._discard(folder)
-            raise UserError(f"MLflow at {self._state.uri} cannot be used: {self._state.error}; see tracking.uri")
-        self.uri, self._run_name = self._state.uri or self.uri, self._state.run_name or self._run_name
+            error = str(self._state.error)
+            if self._made:
+                self._discard()
+            raise UserError(
+                f"MLflow at {hide_secrets(self.uri)} cannot be used: {hide_secrets(error)}; {advice(self.uri, error)}"
+            )
+        self._run_name = self._state.run_name or self._run_name
         self._check_delivery()
 
-    def _discard(self, folder: Path) -> None:
-        import shutil
+    def _artifact_folder(self) -> Path:
+        """Where artifacts are written: a local store's folder, which is tried, else the journal's."""
+        store = local_folder(self._state.artifact_uri) if self._state else None
+        trouble = store and trouble_with(store)
+        if trouble:
+            self._append({"status": ["FAILED", now()]})
+            self._locks.close()
+            raise UserError(
+                f"run {self.run_id}: MLflow at {hide_secrets(str(self.uri))} wants its artifacts in {store}, and that "
+                f"cannot be written here: {trouble}; where it is a folder of the server's machine, start the server "
+                "with --serve-artifacts, and use another tracking.experiment"
+            )
+        return store or self.folder / "artifacts"
 
-        self._journal.close()
+    def _discard(self) -> None:
+        """Remove what was made for a run that cannot be."""
+        folder, *parents = self._made or [self.folder]
+        with suppress(OSError), try_lock(folder / "delivery.lock", wait=True):  # the watcher writes nothing meanwhile
+            shutil.rmtree(folder, ignore_errors=True)
         self._locks.close()
-        shutil.rmtree(folder)
-        for parent in (self._root, self._root.parent):
-            if parent.is_dir() and not any(parent.iterdir()):
+        with suppress(OSError):  # others have put something there meanwhile
+            for parent in parents:
                 parent.rmdir()
 
     def _append(self, record: Record) -> None:
@@ -217,21 +246,23 @@ class MLflowTracker(Logger):
                 f"space, then --resume {self.run_id}"
             ) from None
         if self._finished:
-            watch(self._journal.folder)
+            self._watch()
 
     def _check_delivery(self) -> None:
-        """Say once that the server is away; start a watcher where it is gone."""
+        """Say once that the server is away, and once that it refuses; have the journal watched where it is not."""
         self._checked = time.monotonic()
-        self._state = State(self._journal.folder)
-        if self._state.error and not self._warned:
-            self._warned = True
-            _warn(
-                f"MLflow at {self.uri} does not answer ({self._state.error[:160]}); training goes on, and the journal "
-                f"{self._journal.folder} keeps everything for it"
+        self._state = State(self.folder)
+        error = self._state.error
+        if error and is_away(error) not in self._warned:
+            self._warned.add(is_away(error))
+            what = "does not answer" if is_away(error) else "does not take what is logged"
+            warn(
+                f"MLflow at {self.uri} {what} ({error[:160]}); training goes on, and the journal {self.folder} keeps "
+                "everything for it"
             )
         self._tell_refused()
-        if not is_watching():
-            watch(self._journal.folder)
+        if not is_watching(self.folder):
+            self._watch()
 
     def _tell_refused(self) -> None:
         """Say once what the server or its artifact store refused for good."""
@@ -239,7 +270,7 @@ class MLflowTracker(Logger):
         for what, why in (self._state.left_out | self._state.refused).items():
             if what not in self._refused:
                 self._refused.add(what)
-                _warn(f"{what} of run {self.run_id} was refused and is only here, in {self.folder}: {why}")
+                warn(f"{what} of run {self.run_id} was refused and is only here, in {self.folder}: {why}")
 
     @rank_zero_only
     def log_inputs(self, task: str, splits: Mapping[str, SplitInfo]) -> None:
@@ -281,7 +312,7 @@ class MLflowTracker(Logger):
 
     @rank_zero_only
     def set_tags(self, tags: Mapping[str, str]) -> None:
-        self._append({"tags": dict(tags)})
+        self._append({"tags": _shown(tags)})
 
     @rank_zero_only
     def log_artifact(self, path: str) -> None:
@@ -300,11 +331,17 @@ class MLflowTracker(Logger):
 
     @rank_zero_only
     def log_text(self, text: str, path: str) -> None:
-        target = self._artifacts / path
-        target.parent.mkdir(parents=True, exist_ok=True)
-        with new_file(target) as file:
-            file.write(text)
-        self.log_artifact(path)
+        """Write a small artifact; where its store's disk takes no more, into the journal, and else say so."""
+        reason = None
+        for folder in (self._artifacts, self.folder / "artifacts"):
+            try:
+                (folder / path).parent.mkdir(parents=True, exist_ok=True)
+                with new_file(folder / path) as file:
+                    file.write(hide_secrets(text))
+                return self.log_artifact(path)
+            except OSError as error:
+                reason = error.strerror
+        warn(f"{path} of run {self.run_id} cannot be written to {self._artifacts}: {reason}")
 
     @rank_zero_only
     def log_figures(self, figures: Mapping[str, Figure]) -> None:
@@ -316,8 +353,15 @@ class MLflowTracker(Logger):
     def artifact_folder(self, name: str) -> Iterator[Path]:
         """A folder whose content becomes the run's artifact folder ``name``, written once if local."""
         folder = self._artifacts / name
-        folder.mkdir(parents=True, exist_ok=True)
-        yield folder
+        writing = False
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            writing = True
+            yield folder
+        except OSError as error:
+            if writing and error.errno not in CANNOT_WRITE:
+                raise  # of what the caller reads
+            raise UserError(f"cannot write {folder}: {error.strerror}; free space or get rights there") from error
         for path in sorted(folder.rglob("*")):
             if path.is_file():
                 self.log_artifact(str(path.relative_to(self._artifacts)))
@@ -337,21 +381,22 @@ class MLflowTracker(Logger):
         self._append({"status": [status, now()]})
         if register:
             self._append({"register": True})
-        self._journal.sync()
+        with suppress(OSError):
+            self._journal.sync()
         self._locks.close()
         self._finished = True
         self._check_delivery()
         deadline = time.monotonic() + (_FINISH_SECONDS if status == "FINISHED" else _STOP_SECONDS)
-        end = self._journal.path.stat().st_size
+        end = self._journal.end()
         while not self._state.is_delivered(end) and not self._state.error and time.monotonic() < deadline:
             time.sleep(0.02)
             self._state = State(self._journal.folder)
         self._tell_refused()
         left = undelivered(self._journal, self._state)
         if left:
-            _warn(
+            warn(
                 f"{left} records of run {self.run_id} have not reached MLflow at {self.uri}; a background process "
-                f"tries for a minute, then: python -m lightning_glue.sync {self.run_id}"
+                f"tries for a minute, then: {sync_command(self.run_id, self._root)}"
             )
 
     @property
@@ -362,48 +407,4 @@ class MLflowTracker(Logger):
     @rank_zero_only
     def describe(self) -> str:
         """Where the run is, for a person."""
-        return f"{self._experiment} / {self._run_name} ({self.run_id}) at {self.uri}"
-
-
-def unfinished_run(root: Path, uri: str | None, experiment: str, digest: str) -> str | None:
-    """Id of the newest run of a configuration that neither finished nor is at work: by its journal, else by MLflow.
-
-    MLflow knows the runs of other machines. One that is RUNNING there is left alone: its watcher would have ended it.
-    """
-    for folder in journals(root):
-        records = Journal(folder).read()
-        tags = records[0][0]["start"]["tags"] if records else {}
-        if "mlflow.parentRunId" in tags:
-            continue  # a trial of a study, which sees to its own
-        if tags.get(_CONFIGURATION) == digest and final_status(records) != "FINISHED" and not is_alive(folder):
-            return folder.name
-    if not str(uri).startswith("http"):
-        return None
-    from mlflow.exceptions import MlflowException
-
-    try:
-        client = connect(uri)
-        found = client.get_experiment_by_name(experiment)
-        filters = f"tags.`{_CONFIGURATION}` = '{digest}' and attributes.status != 'FINISHED'"
-        newest_first = ["attributes.start_time DESC"]
-        runs = client.search_runs([found.experiment_id], filters, order_by=newest_first) if found else []
-    except (MlflowException, OSError) as error:
-        raise UserError(f"--resume auto: MLflow at {uri} does not answer: {first_line(error)}") from None
-    return next((run.info.run_id for run in runs if run.info.status in ("KILLED", "FAILED")), None)
-
-
-def run_tags(config: Config) -> dict[str, str]:
-    """Tags that say what ran where: configuration, commit, versions, hardware, command line."""
-    commit = environment.git_commit()
-    tags = {
-        _CONFIGURATION: configuration.digest(config),
-        "mlflow.source.name": environment.command_line(),
-        "mlflow.source.type": "LOCAL",
-        "mlflow.user": environment.user(),
-        **{f"version.{name}": version for name, version in environment.versions().items()},
-        **{f"hardware.{name}": value for name, value in environment.hardware().items()},
-    }
-    if commit:
-        tags["mlflow.source.git.commit"] = commit
-        tags["git.dirty"] = str(bool(environment.git_diff())).lower()
-    return tags
+        return f"{self._experiment} / {self._run_name} ({self.run_id}) at {hide_secrets(str(self.uri))}"

@@ -7,11 +7,11 @@ import os
 import shutil
 import signal
 import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from zygote import Zygote
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # many small processes on few cores
 ROOT = Path(__file__).resolve().parent.parent
@@ -91,18 +91,16 @@ def write_small_bpe(folder: Path) -> Path:
     return folder
 
 
+_zygote: Zygote | None = None  # of this process of pytest, started by the first command
+
+
 def run(
     *command: str, cwd: Path, check: bool = True, timeout: float = 120, **environment: str
 ) -> subprocess.CompletedProcess[str]:
     """Run ``python -m lightning_glue.<command>`` in ``cwd`` with a clean environment; show its output on failure."""
-    result = subprocess.run(
-        [sys.executable, "-m", *command],
-        cwd=cwd,
-        env={**os.environ, "PYTHONPATH": str(ROOT), **environment},
-        capture_output=True,
-        text=True,
-        timeout=timeout,
-    )
+    global _zygote
+    _zygote = _zygote or Zygote()
+    result = _zygote.run(command, cwd, {**os.environ, "PYTHONPATH": str(ROOT), **environment}, timeout)
     if check and result.returncode != 0:
         pytest.fail(f"{' '.join(command)} exited with {result.returncode}\n{result.stdout}\n{result.stderr}")
     return result

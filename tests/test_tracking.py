@@ -2,25 +2,30 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import mlflow
 import pytest
 from conftest import ROOT, run
 from servers import MlflowServer, Proxy, free_port
 
-from lightning_glue import tracking, watcher
+from lightning_glue import environment, tracking, watcher
 from lightning_glue.delivery import Courier
 from lightning_glue.errors import UserError
 from lightning_glue.journal import Journal, State, find_journal
+from lightning_glue.known_runs import _CONFIGURATION as CONFIGURATION
+from lightning_glue.known_runs import is_away, unfinished_runs
 from lightning_glue.mirror import Mirror
 from lightning_glue.preprocess import SplitInfo
 from lightning_glue.tracking import MLflowTracker
@@ -372,3 +377,223 @@ def test_large_files_go_straight_into_a_local_store() -> None:
     assert find_journal(Path("mlruns/.journal"), tracker.run_id) == tracker.folder
     assert not Courier(tracker.folder).deliver()
     assert Journal(tracker.folder).read()[-1][0]["status"][0] == "KILLED"
+
+
+@pytest.fixture
+def store(new_store: Callable[[Path], None]) -> str:
+    new_store(Path.cwd())
+    return f"sqlite:///{Path.cwd() / 'mlflow.db'}"
+
+
+def finished(tracker: MLflowTracker, status: str = "KILLED", **start: Any) -> MLflowTracker:
+    """A run that was started and has ended, all of it delivered."""
+    tracker.start(start.pop("params", {}), {CONFIGURATION: "digest", "mlflow.user": environment.user(), **start}, None)
+    tracker.finish(status)
+    return tracker
+
+
+ROOT_HERE = Path("mlruns/.journal")
+
+
+def test_auto_takes_the_newest_of_ones_own_unfinished_trainings(store: str) -> None:
+    """Not a study's, not somebody else's, not a finished one, not one at work; a delivery changes no order."""
+    made = {name: finished(MLflowTracker(None, "e", name)) for name in ("old", "new")}
+    finished(MLflowTracker(None, "e", "done"), "FINISHED")
+    finished(MLflowTracker(None, "e", "trial"), **{"mlflow.parentRunId": "0" * 32})
+    finished(MLflowTracker(None, "e", "other"), **{"mlflow.user": "bob"})
+    finished(MLflowTracker(None, "e", "otherwise"), **{CONFIGURATION: "another"})
+    at_work = MLflowTracker(None, "e", "at work")
+    at_work.start({}, {CONFIGURATION: "digest"}, None)
+    State(made["old"].folder).save()
+    assert unfinished_runs(ROOT_HERE, None, "e", "digest") == [made[name].journal_id for name in ("new", "old")]
+    at_work.finish("KILLED")
+
+
+def test_a_deleted_run_is_passed_over_and_refused(store: str, capsys: pytest.CaptureFixture[str]) -> None:
+    first, second = (finished(MLflowTracker(None, "e", name)) for name in ("first", "second"))
+    mlflow.MlflowClient(store).delete_run(second.run_id)
+    assert unfinished_runs(ROOT_HERE, None, "e", "digest") == [first.journal_id]
+    said = capsys.readouterr().err
+    assert f"--resume auto passes over run {second.run_id}, which was deleted from MLflow at {store}" in said
+    with pytest.raises(UserError, match=f"run {second.run_id} was deleted from .*mlflow runs restore --run-id"):
+        MLflowTracker(None, "e", "x").start({}, {}, None, resume=second.run_id)
+    Path("mlflow.db").unlink()
+    assert unfinished_runs(ROOT_HERE, None, "e", "digest") == []
+    assert not Path("mlflow.db").exists()  # nobody has made an empty one
+
+
+def test_auto_asks_a_server_for_runs_of_other_machines(server: MlflowServer, experiment: str) -> None:
+    def make(run_time: int, status: str = "KILLED", user: str = environment.user(), **tags: str) -> str:
+        client = mlflow.MlflowClient(server.uri)
+        found = client.get_experiment_by_name(experiment)
+        number = found.experiment_id if found else client.create_experiment(experiment)
+        tags = {CONFIGURATION: "digest", "mlflow.user": user, **tags}
+        run_id = client.create_run(number, run_time, tags).info.run_id
+        client.set_terminated(run_id, status)
+        return run_id
+
+    here = finished(MLflowTracker(server.uri, experiment, "x"))
+    now = int(time.time() * 1000)
+    newest, oldest = make(now + 60_000, "FAILED"), make(1000)
+    make(now, user="bob")
+    make(now, **{"mlflow.parentRunId": "0" * 32})
+    make(now, "FINISHED")
+    make(now, "RUNNING")
+    mlflow.MlflowClient(server.uri).delete_run(make(now))
+    found = unfinished_runs(ROOT_HERE, server.uri, experiment, "digest")
+    assert found == [newest, here.journal_id, oldest]
+
+
+def test_auto_with_the_server_away(capsys: pytest.CaptureFixture[str]) -> None:
+    uri = f"http://ann:s3cret@127.0.0.1:{free_port()}"
+    with pytest.raises(UserError, match=r"--resume auto: MLflow at http://ann:\*\*\*@.* does not answer") as error:
+        unfinished_runs(ROOT_HERE, uri, "e", "digest")
+    assert "s3cret" not in str(error.value)
+    journal = Journal(ROOT_HERE / "j")
+    journal.folder.mkdir(parents=True)
+    journal.append({"start": {"id": "j", "time": 1, "tags": {CONFIGURATION: "digest"}}})
+    assert unfinished_runs(ROOT_HERE, uri, "e", "digest") == ["j"]
+    assert "of the runs of this machine the newest is taken" in capsys.readouterr().err
+
+
+def test_passwords_are_in_the_address_alone(capsys: pytest.CaptureFixture[str]) -> None:
+    uri = f"http://ann:s3cret@127.0.0.1:{free_port()}"
+    tracker = MLflowTracker(uri, "e", "x")
+    tracker.start({"tracking.uri": uri, "lr": 0.1}, {"mlflow.source.name": f"train tracking.uri={uri}"}, None)
+    tracker.set_tags({"where": uri})
+    tracker.log_text(f"cannot reach {uri}", "traceback.txt")
+    watcher._process.kill()
+    records = [record for record, _ in tracker._journal.read()]
+    assert records[0]["start"].pop("uri") == uri  # the delivery needs it
+    assert records[0]["start"]["params"] == {"tracking.uri": uri.replace("s3cret", "***"), "lr": "0.1"}
+    assert records[0]["start"]["config"] == {"tracking.uri": uri.replace("s3cret", "***"), "lr": 0.1}
+    texts = json.dumps(records) + tracker.describe() + (tracker.artifacts / "traceback.txt").read_text()
+    assert "s3cret" not in texts + capsys.readouterr().err
+    assert tracker.folder.stat().st_mode & 0o777 == 0o700
+    assert {path.stat().st_mode & 0o077 for path in tracker.folder.iterdir() if path.is_file()} == {0}
+
+
+def test_an_artifact_folder_of_another_machine_is_one_line_and_the_run_failed(store: str) -> None:
+    mlflow.MlflowClient(store).create_experiment("elsewhere", "/proc/mlflow/artifacts")
+    with pytest.raises(
+        UserError, match=r"wants its artifacts in /proc/mlflow/artifacts/.*, and that cannot be written "
+    ):
+        MLflowTracker(None, "elsewhere", "x").start({}, {}, None)
+    wait_for(lambda: the_run(store, "elsewhere").info.status == "FAILED")
+
+
+def test_a_store_that_fills_up_hides_no_failure(store: str, capsys: pytest.CaptureFixture[str]) -> None:
+    tracker = MLflowTracker(None, "e", "x")
+    tracker.start({}, {}, None)
+    tracker._artifacts = Path("/proc/full")
+    with pytest.raises(UserError, match="cannot write /proc/full/figures: .*; free space"), \
+            tracker.artifact_folder("figures"):  # fmt: skip
+        pass
+    tracker.log_text("why it ended", "traceback.txt")
+    tracker.finish("FAILED")
+    run = the_run(store, "e")
+    assert run.info.status == "FAILED"
+    artifacts = mlflow.MlflowClient(store).list_artifacts(run.info.run_id)
+    assert [item.path for item in artifacts] == ["traceback.txt"]
+    assert tracker.artifacts == Path("/proc/full")
+
+
+def test_a_journal_that_cannot_be_begun_leaves_nothing_behind(monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(self: Journal, record: dict) -> None:
+        (self.folder / "records").touch()
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    Path("volume").mkdir()
+    with monkeypatch.context() as patch:
+        patch.setattr(Journal, "append", full)
+        with pytest.raises(UserError, match="cannot write the journal .*No space left on device; see tracking.journal"):
+            MLflowTracker(None, "e", "x", "volume/a/b").start({}, {}, None)
+    assert [path.name for path in Path.cwd().rglob("*")] == ["volume"]
+    with pytest.raises(UserError, match="cannot be used"):
+        MLflowTracker("sqlite:////proc/nowhere/x.db", "e", "x", "volume").start({}, {}, None)
+    assert [path.name for path in Path.cwd().rglob("*")] == ["volume"]  # which was there before
+
+
+def test_refusals_are_told_as_what_they_are(store: str) -> None:
+    client = mlflow.MlflowClient(store)
+    client.delete_experiment(client.create_experiment("gone"))
+    with pytest.raises(UserError, match=r"MLflow at sqlite:///\S+ cannot be used: .*; mlflow experiments restore"):
+        MLflowTracker(None, "gone", "x").start({}, {}, None)
+    with pytest.raises(
+        UserError, match=r"MLflow at 127\.0\.0\.1:5000 cannot be used: .*did you mean http://127\.0\.0\.1"
+    ):
+        MLflowTracker("127.0.0.1:5000", "e", "x").start({}, {}, None)
+    assert is_away("API request to http://x failed with exception HTTPConnectionPool(...)")
+    assert not is_away("API request to endpoint /api failed with error code 403 != 200. Response body: 'no'")
+
+
+def test_an_error_of_any_kind_is_noted_and_the_watch_goes_on(store: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    tracker = MLflowTracker(None, "e", "x")
+    tracker.start({}, {}, None)
+    watcher._process.kill()
+    watcher._process.wait()
+    assert not watcher.is_watching(tracker.folder)
+    watch = watcher.Watch(tracker.folder)
+    errors = [TypeError("of a value"), ValueError("of a text"), KeyError("of a client")]
+    with monkeypatch.context() as patch:
+        patch.setattr(Courier, "deliver", lambda _: (_ for _ in ()).throw(errors.pop(0)))
+        while errors:
+            watch.due = 0.0
+            assert watch.tend()
+    assert watcher.is_watching(tracker.folder)
+    assert State(tracker.folder).error == "'of a client'"
+    assert (tracker.folder / "watcher.log").read_text().count("Traceback") == 3
+    tracker.log_metrics({"loss": 1.0}, 1)
+    watch.due = 0.0
+    assert watch.tend()
+    assert (State(tracker.folder).error, history(store, tracker.run_id, "loss")) == (None, [(1, 1.0)])
+    tracker._append({"status": ["KILLED", 1]})
+    tracker._locks.close()
+    while watch.tend():
+        pass
+    assert not watcher.is_watching(tracker.folder)
+
+
+def test_a_watch_of_a_journal_without_a_start_writes_nothing_and_ends(monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = ROOT_HERE / "empty"
+    folder.mkdir(parents=True)
+    (folder / "records").touch()
+    watch = watcher.Watch(folder)
+    assert not watch.tend()
+    assert (folder / "records").read_bytes() == b""
+    (folder / "records").unlink()
+    folder.joinpath("alive").unlink()
+    assert not watcher.Watch(folder).tend()
+
+
+def test_sync_says_which_journals_cannot_be_delivered_and_delivers_the_others(store: str) -> None:
+    good = finished(MLflowTracker(None, "e", "good"))
+    for name in ("0", "zz"):
+        (ROOT_HERE / name).mkdir()
+        (ROOT_HERE / name / "records").touch()
+    shutil.copytree(good.folder, ROOT_HERE / "headless")
+    damaged = bytearray((good.folder / "records").read_bytes())
+    damaged[100] ^= 1
+    (ROOT_HERE / "headless" / "records").write_bytes(damaged)
+    (ROOT_HERE / "headless" / "delivery.json").write_text("")
+    (good.folder / "delivery.json").write_text("")
+    result = run("lightning_glue.sync", cwd=Path.cwd(), check=False)
+    assert (result.returncode, result.stdout.splitlines()[-1]) == (1, "1 of 2 journals delivered in full")
+    assert f"the journal {ROOT_HERE / 'zz'} is left out: it is empty" in result.stderr
+    assert f"the journal {ROOT_HERE / 'headless'} is left out: its first record is lost" in result.stderr
+    assert the_run(store, "e").info.run_id == good.run_id  # found again, none besides
+    assert {path.name for path in (ROOT_HERE / "zz").iterdir()} <= {"records", "alive"}
+
+
+def test_the_command_that_delivers_the_rest_names_the_folder(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tracking, "_FINISH_SECONDS", 0.0)
+    tracker = MLflowTracker(f"http://127.0.0.1:{free_port()}", "e", "x", tmp_path / "my journals")
+    tracker.start({}, {}, None)
+    tracker.finish("FINISHED")
+    command = capsys.readouterr().err.rpartition("then: ")[2].strip()
+    assert command.endswith(f"-m lightning_glue.sync {tracker.run_id} --journal '{tmp_path}/my journals'")
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    result = subprocess.run(command, shell=True, capture_output=True, text=True, env=environment)
+    assert "2 records not delivered" in result.stderr
