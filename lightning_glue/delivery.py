@@ -165,8 +165,16 @@ class Courier:
         self.state.uri = self.uri or start["uri"]
         self.state.uri = self.client.tracking_uri
         experiment = self._experiment(start["experiment"])
-        tags = start["tags"] | {JOURNAL_TAG: start["id"]}
-        if start["run_id"]:  # resumed without its journal
+        shared, parent = start.get("shared"), start.get("parent")
+        tags = start["tags"] | ({shared["tag"]: shared["value"]} if shared else {JOURNAL_TAG: start["id"]})
+        above = self._tagged(experiment, parent) if parent else None
+        tags |= {"mlflow.parentRunId": above.info.run_id} if above else {}
+        if shared:
+            run = self._tagged(experiment, shared)
+            if run:
+                self.client.update_run(run.info.run_id, status="RUNNING")
+            run = run or self.client.create_run(experiment, start["time"], tags, start["name"])
+        elif start["run_id"]:  # resumed without its journal
             run = self.client.get_run(start["run_id"])
             self.client.update_run(start["run_id"], status="RUNNING")
         else:
@@ -175,9 +183,14 @@ class Courier:
         self.state.run_id, self.state.run_name = run.info.run_id, run.info.run_name
         self.state.artifact_uri = run.info.artifact_uri
         self._tag(tags)
-        params = [Param(key, str(value)[:_PARAM_LIMIT]) for key, value in start["params"].items()]
+        known = run.data.params if shared else {}
+        params = [Param(k, str(value)[:_PARAM_LIMIT]) for k, value in start["params"].items() if k not in known]
         for i in range(0, len(params), _PARAMS):
             self.client.log_batch(self.state.run_id, params=params[i : i + _PARAMS])
+
+    def _tagged(self, experiment: str, mark: dict[str, str]) -> Any:
+        found = self.client.search_runs([experiment], f"tags.`{mark['tag']}` = '{mark['value']}'", max_results=1)
+        return found[0] if found else None
 
     def _experiment(self, name: str) -> str:
         from mlflow.exceptions import MlflowException

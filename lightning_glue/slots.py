@@ -1,10 +1,10 @@
 """The places of a study's trials: a study of 50 trials has the slots 0 to 49, and each is to get one trial that counts.
 
 Trials that failed do not count, and nobody can keep two controllers from making a trial for the same slot at the same
-moment. So one rule decides, by what is in the storage alone: a slot belongs to the trial with the lowest number of those
-in it that have not failed, and no other one is ever run. This is exact, because a trial is looked up after it was made,
-numbers are given in the order in which trials are made, and a trial that has failed stays so: whoever finds a trial the
-lowest one finds it after every lower one has failed for good. What is not the lowest is withdrawn, as surplus.
+moment. So one rule decides, by what is in the storage alone: of the trials in a slot that have not failed, it belongs
+to the one with the lowest number, and no other is ever run. This is exact, because a trial is looked up after it was
+made, numbers are given in the order in which trials are made, and a trial that has failed stays so: whoever finds a
+trial to be the lowest finds that every lower one has failed for good. What is not the lowest is withdrawn, as surplus.
 """
 
 from __future__ import annotations

@@ -24,13 +24,12 @@ from optuna.trial import FrozenTrial, Trial, TrialState
 
 from lightning_glue.errors import UserError
 from lightning_glue.processes import process_identity, process_is_gone
-from lightning_glue.sampling import Sampler
-from lightning_glue.sampling import make_pruner as make_pruner
-from lightning_glue.sampling import make_sampler as make_sampler
+from lightning_glue.sampling import Sampler, make_pruner, make_sampler
 from lightning_glue.slots import SURPLUS, Slots, slot_of
 from lightning_glue.space import Space
-from lightning_glue.storage import Patience
-from lightning_glue.storage import open_storage as open_storage
+from lightning_glue.storage import Patience, open_storage
+
+__all__ = ["STALE_BEATS", "Beat", "SharedStudy", "make_pruner", "make_sampler", "open_storage"]
 
 STALE_BEATS = 4  # heartbeats missed by a trial whose machine is taken for dead
 AHEAD = 16  # trials that wait in the storage
@@ -232,11 +231,14 @@ class SharedStudy:
     def left(self) -> tuple[int, bool]:
         """How many trials are still to be taken, as far as can be told, and whether any runs, here or elsewhere."""
         slots = Slots(self.trials())
-        to_do = len(slots.waiting(self.total)) + len(slots.free(self.total, self._retry_before))
+        to_do = self.to_do(slots)
         if not to_do and self.grows and self.asked_for() > self.total:
             self.total = self.asked_for()
             return self.left()
         return to_do, slots.running()
+
+    def to_do(self, slots: Slots) -> int:
+        return len(slots.waiting(self.total)) + len(slots.free(self.total, self._retry_before))
 
     def claim(self, space: Space) -> Trial | None:
         """Own the next waiting trial, with its parameters drawn; None where none waits."""
@@ -342,13 +344,14 @@ class SharedStudy:
         """Mark a trial FAIL and, if it is to run ``again`` and has retries left, queue its next attempt.
 
         Returns:
-            Whether there is to be one. Should this process die before it is queued, another one queues it.
+            Whether the trial goes on: in its next attempt, or elsewhere, where it was taken for dead. Should this
+            process die before that is queued, another one queues it.
         """
         trial = self.trial(trial_id)
         attempts = trial.user_attrs.get("attempt", 0) + (reason != _INTERRUPTED)
         again = again and attempts <= self.retries
         if not self.finish(trial_id, TrialState.FAIL, reason=reason, attempts=attempts, again=again, **attributes):
-            return False
+            return True
         slots = Slots(self.trials())
         if again and slots.is_free(slot_of(trial), 0):
             self._make(slots, slot_of(trial))

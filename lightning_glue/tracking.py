@@ -63,6 +63,10 @@ class MLflowTracker(Logger):
         super().__init__()
         self.uri, self._experiment, self._run_name = uri, experiment, run_name
         self._root = Path(journal or JOURNALS)
+        # A tag, {"tag": name, "value": ...}, that tells the run this one belongs to (``parent``), or a run that several
+        # processes write together (``shared``; with "create": whether it is this one's to create).
+        self.parent: dict[str, Any] | None = None
+        self.shared: dict[str, Any] | None = None
         self.history: History = {}
         self.journal_id = ""
         self._logged: dict[str, int] = {}  # last step of each metric before the run was resumed
@@ -137,6 +141,7 @@ class MLflowTracker(Logger):
             "system_metrics": system_metrics,
             "config": dict(params),
         }
+        start |= {key: mark for key, mark in {"parent": self.parent, "shared": self.shared}.items() if mark}
         try:
             folder.mkdir(parents=True)
             self._lock(folder)
@@ -361,8 +366,9 @@ def unfinished_run(root: Path, uri: str | None, experiment: str, digest: str) ->
     """
     for folder in journals(root):
         records = Journal(folder).read()
-        tags = records[0][0]["start"]["tags"] if records else {}
-        if "mlflow.parentRunId" in tags:
+        start = records[0][0]["start"] if records else {}
+        tags = start.get("tags", {})
+        if "mlflow.parentRunId" in tags or "parent" in start:
             continue  # a trial of a study, which sees to its own
         if tags.get(_CONFIGURATION) == digest and final_status(records) != "FINISHED" and not is_alive(folder):
             return folder.name

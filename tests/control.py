@@ -8,7 +8,9 @@ from pathlib import Path
 import optuna
 
 from lightning_glue.controller import Controller, Running
-from lightning_glue.study import SharedStudy, make_sampler, open_storage
+from lightning_glue.sampling import make_sampler
+from lightning_glue.storage import open_storage
+from lightning_glue.study import SharedStudy
 from lightning_glue.trial import Job
 from lightning_glue.workers import places
 
@@ -48,7 +50,7 @@ SPACE = {"x": optuna.distributions.FloatDistribution(0.0, 1.0)}
 
 
 def make_job(running: Running, seed: int, checkpoints: Path) -> Job:
-    return Job({}, [f"x={running.parameters['x']}", f"seed={seed}"], {}, str(checkpoints))
+    return Job(running.parameters | {"seed": seed}, {}, str(checkpoints))
 
 
 def control(study: SharedStudy, objective: str, *, seeds: int = 1, workers: int = 1, procs: int = 1) -> Controller:
