@@ -33,7 +33,7 @@ __all__ = ["STALE_BEATS", "Beat", "SharedStudy", "make_pruner", "make_sampler", 
 
 STALE_BEATS = 4  # heartbeats missed by a trial whose machine is taken for dead
 AHEAD = 16  # trials that wait in the storage
-_STANDSTILL_SECONDS = 2.0  # without a new trial, after which the maker of a study is taken for dead
+_STANDSTILL_SECONDS = 10.0  # without a new trial, after which the maker of a study is taken for dead
 _GAP_SECONDS = 1.0  # nothing waits although trials are missing: whoever was to queue them is gone
 _INTERRUPTED = "interrupted"  # reason of a failure that costs no retry
 _ID, _TOTAL = "id", "trials "  # attributes of a study; each total asked for is an attribute of its own: the largest is
@@ -214,15 +214,14 @@ class SharedStudy:
     def _queue(self) -> None:
         """Make trials for free slots until enough wait.
 
-        Others may be at it: each looks again before it makes one, and begins elsewhere among the slots.
+        Others may be at it: each looks again before it makes one, and takes any of the slots but the study's maker.
         """
-        begin = 0 if self.created else random.randrange(max(1, self.total))
         while True:
             slots = Slots(self.trials())
             free = slots.free(self.total, self._retry_before)
             if not free or len(slots.waiting(self.total)) >= AHEAD:
                 return
-            self._make(slots, next((slot for slot in free if slot >= begin), free[0]))
+            self._make(slots, free[0] if self.created else random.choice(free))
 
     def _make(self, slots: Slots, slot: int) -> None:
         template = slots.template(slot, self.first[slot] if slot < len(self.first) else {})

@@ -26,13 +26,13 @@ class Silent:
 def share(
     storage: str,
     name: str,
-    total: int,
+    total: int | None,
     *,
     retries: int = 2,
     heartbeat: float = HEARTBEAT,
     pruner: optuna.pruners.BasePruner | None = None,
 ):
-    """A study of one parameter ``x`` between 0 and 1."""
+    """A study of one parameter ``x`` between 0 and 1; ``total`` None: its queue is to be filled."""
     study = SharedStudy(
         name,
         open_storage(storage),
@@ -42,7 +42,8 @@ def share(
         heartbeat=heartbeat,
         retries=retries,
     )
-    study.fill_queue(total, [])
+    if total is not None:
+        study.fill_queue(total, [])
     return study
 
 
