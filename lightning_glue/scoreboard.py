@@ -86,7 +86,7 @@ class Scoreboard:
         line = f"trial {trial.number} {state}{value}  {short(trial.params)}{note}"
         (self.live.console if self.live else self.console).print(line, highlight=False, soft_wrap=True)
 
-    def _table(self, trials: list[FrozenTrial], running: list[Running], to_do: int | None) -> Table:
+    def _table(self, trials: list[FrozenTrial], running: list[Running], to_do: int | None = None) -> Table:
         counts = Counter(trial.state for trial in trials if not is_surplus(trial))
         counts[TrialState.WAITING] = counts[TrialState.WAITING] if to_do is None else to_do
         left = seconds_left(trials, self.groups, counts[TrialState.WAITING])

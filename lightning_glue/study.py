@@ -199,8 +199,10 @@ class SharedStudy:
         self.set_attribute(f"{_TOTAL}{total}", True)
         if not self.created:
             self._wait_for_the_maker()
-        self._retry_before = len(self.trials())
-        self._queue()
+        trials = self.trials()
+        self._retry_before = len(trials)
+        if self.created or not Slots(trials).waiting(total):  # else others are at work and queue what is missing
+            self._queue()
         self.set_attribute("filled", True)
 
     def _wait_for_the_maker(self) -> None:
