@@ -10,6 +10,7 @@ import selectors
 import shutil
 import signal
 import statistics
+import sys
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
@@ -24,9 +25,10 @@ from lightning_glue.errors import UserError
 from lightning_glue.space import Space
 from lightning_glue.study import SharedStudy
 from lightning_glue.trial import Job
-from lightning_glue.workers import Group, Place, log_folder, scratch_folder
+from lightning_glue.workers import Group, Place, scratch_folder, stop, study_folder
 
 _FAILURES_IN_A_ROW = 3  # after which something other than the parameters must be wrong
+_OF_THE_PARAMETERS = ("memory", "diverged")  # kinds of failure that would come again
 
 
 @dataclass
@@ -83,13 +85,16 @@ class Controller:
     ) -> None:
         self.study, self.space, self.make_job, self.observer = study, space, make_job, observer
         self.seeds, self.warm = seeds, warm
-        logs = log_folder(study.name)
-        self.groups = [Group(place, objective, logs / f"worker-{place.number}.log") for place in places]
+        self.folder = study_folder(study.name, study.id)
+        self.groups = [Group(place, objective, self.folder / f"worker-{place.number}.log") for place in places]
         self.ready: dict[int, int] = {}  # group number to processes that said so
         self.running: dict[int, Running] = {}  # by group number
         self.selector = selectors.DefaultSelector()
         self.stopped_by: signal.Signals | None = None
+        self.last_failure = ""
         self.failures_in_a_row = 0
+        self._stopping = False
+        self._proven = False  # whether a training has come to its end here
         self._next_beat = self._next_reap = 0.0
 
     def run(self) -> None:
@@ -107,8 +112,8 @@ class Controller:
                         self._read(group, rank)
                 self._keep_time()
         finally:
-            for group in self.groups:
-                group.stop(self.selector)
+            self._stopping = True
+            stop(self.groups, self.selector, heard=self._heard_at_the_end)
             self.study.interrupt()
             for number, handler in previous.items():
                 signal.signal(number, handler)
@@ -120,21 +125,18 @@ class Controller:
 
     def _assign(self) -> bool:
         """Give every idle group a trial; False when the whole study is through."""
-        waiting = True
-        for group in self.groups:
-            number = group.place.number
-            if number in self.running:
-                continue
-            if group.processes and self.ready.get(number, 0) < group.place.processes:
-                continue
-            waiting = waiting and bool(self.study.trials(TrialState.WAITING))
-            if not waiting:
-                continue
-            if not group.processes:
-                self._start(group)
-            else:
+        idle = [group for group in self.groups if group.place.number not in self.running]
+        for group in idle:
+            if group.processes and self.ready[group.place.number] == group.place.processes:
                 self._claim(group)
-        return bool(waiting or self.running or self.study.trials(TrialState.RUNNING, TrialState.WAITING))
+        idle = [group for group in idle if group.place.number not in self.running]
+        if not idle:
+            return True
+        to_do, elsewhere = self.study.left()
+        starting = sum(bool(group.processes) for group in idle)
+        for group in [group for group in idle if not group.processes][: max(0, to_do - starting)]:
+            self._start(group)
+        return bool(to_do or elsewhere or self.running)
 
     def _start(self, group: Group) -> None:
         self.ready[group.place.number] = 0
@@ -161,7 +163,7 @@ class Controller:
     def _train(self, group: Group, running: Running) -> None:
         seed = len(running.values)
         running.finished, running.outcome, running.last = 0, {}, None
-        job = self.make_job(running, seed, scratch_folder(self.study.name, running.first, seed).resolve())
+        job = self.make_job(running, seed, scratch_folder(self.folder, running.first, seed).resolve())
         group.send({"job": asdict(job)})
         self.observer.changed(list(self.running.values()))
 
@@ -177,6 +179,16 @@ class Controller:
                 self.ready[group.place.number] += 1
             else:
                 self._heard(group, self.running[group.place.number], rank, message)
+
+    def _heard_at_the_end(self, group: Group, rank: int, message: Message) -> None:
+        """While the groups are stopped: a training may come to its own end yet; a failure is most likely the stop's."""
+        running = self.running.get(group.place.number)
+        if not running or message["event"] not in ("run", "report", "done"):
+            return
+        try:
+            self._heard(group, running, rank, message)
+        except UserError as error:
+            print(f"warning: trial {running.number}: {error}", file=sys.stderr)
 
     def _heard(self, group: Group, running: Running, rank: int, message: Message) -> None:
         match message["event"]:
@@ -199,7 +211,7 @@ class Controller:
 
     def _seed_done(self, group: Group, running: Running, outcome: Message) -> None:
         self._same_data(outcome["data"])
-        self.failures_in_a_row = 0
+        self.failures_in_a_row, self._proven = 0, True
         running.collapsed += outcome["collapsed"]
         pruned = outcome["pruned"]
         if not pruned:
@@ -207,14 +219,15 @@ class Controller:
             if self.seeds > 1:
                 pruned = self.study.report(running.trial_id, len(running.values), outcome["value"])
         if not pruned and len(running.values) < self.seeds:
-            self._train(group, running)
+            if not self._stopping:
+                self._train(group, running)
             return
         noted = {"collapsed": running.collapsed, "first_step_seconds": outcome["first_step_seconds"]}
         if pruned:
-            self.study.finish(running.trial_id, TrialState.PRUNED, **noted)
+            ours = self.study.finish(running.trial_id, TrialState.PRUNED, **noted)
         else:
-            self.study.finish(running.trial_id, TrialState.COMPLETE, statistics.median(running.values), **noted)
-        self._leave(group, running, keep_checkpoints=False)
+            ours = self.study.finish(running.trial_id, TrialState.COMPLETE, statistics.median(running.values), **noted)
+        self._leave(group, running, keep_checkpoints=not ours)
 
     def _same_data(self, digests: dict[str, str]) -> None:
         """Values on different data cannot be compared."""
@@ -228,12 +241,12 @@ class Controller:
                 )
 
     def _failed(self, group: Group, running: Running, kind: str, reason: str) -> None:
-        if kind == "user":
+        if kind == "user" and not self._proven:
             raise UserError(reason)  # the trial is given back: it can run once the mistake is mended
-        queued = self.study.fail(running.trial_id, reason, again=kind != "memory")
+        goes_on = self.study.fail(running.trial_id, reason, again=kind not in _OF_THE_PARAMETERS)
         if group.place.processes > 1 or kind == "error":
             self._end(group)  # its other processes hang, or its state is unknown
-        self._leave(group, running, keep_checkpoints=queued)
+        self._leave(group, running, keep_checkpoints=goes_on)
         self._count_failure(kind, reason, group)
 
     def _group_died(self, group: Group) -> None:
@@ -241,13 +254,14 @@ class Controller:
         self._end(group)
         running = self.running.get(group.place.number)
         if running:
-            queued = self.study.fail(running.trial_id, reason, again=True)
-            self._leave(group, running, keep_checkpoints=queued)
+            goes_on = self.study.fail(running.trial_id, reason, again=True)
+            self._leave(group, running, keep_checkpoints=goes_on)
         self._count_failure("died", reason, group)
 
     def _count_failure(self, kind: str, reason: str, group: Group) -> None:
-        """Out of memory is the parameters' fault; anything else three times in a row is not."""
-        if kind == "memory":
+        """Out of memory and divergence are the parameters' fault; anything else three times in a row is not."""
+        self.last_failure = reason
+        if kind in _OF_THE_PARAMETERS:
             return
         self.failures_in_a_row += 1
         if self.failures_in_a_row >= _FAILURES_IN_A_ROW + self.study.retries:
@@ -261,8 +275,8 @@ class Controller:
         del self.running[group.place.number]
         if not keep_checkpoints:
             for seed in range(self.seeds):
-                shutil.rmtree(scratch_folder(self.study.name, running.first, seed), ignore_errors=True)
-        if not self.warm and group.processes:
+                shutil.rmtree(scratch_folder(self.folder, running.first, seed), ignore_errors=True)
+        if not self.warm and group.processes and not self._stopping:
             self._end(group)
         self.observer.finished(self.study.trial(running.trial_id), running.runs)
         self.observer.changed(list(self.running.values()))

@@ -10,6 +10,7 @@ import subprocess
 import sys
 from importlib import metadata
 
+from lightning_glue.addresses import hide_secrets
 from lightning_glue.config import ROOT
 
 _PACKAGES = ("torch", "pytorch-lightning", "torchmetrics", "mlflow", "optuna", "tokenizers", "numpy")
@@ -36,7 +37,8 @@ def git_diff() -> str:
 
 
 def command_line() -> str:
-    return shlex.join(["python", *sys.orig_argv[1:]])
+    """How this process was started, without passwords."""
+    return shlex.join(["python", *map(hide_secrets, sys.orig_argv[1:])])
 
 
 def user() -> str:

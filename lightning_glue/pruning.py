@@ -42,7 +42,8 @@ class Pruning(pl.Callback):
             self.pruned = trainer.should_stop = True
 
     def state_dict(self) -> dict[str, int]:
-        return {"evaluations": self.evaluations}
+        return {"evaluations": self.evaluations, "pruned": self.pruned}
 
     def load_state_dict(self, state: dict[str, int]) -> None:
         self.evaluations = state["evaluations"]
+        self.pruned = bool(state.get("pruned"))  # its process died before it could say so

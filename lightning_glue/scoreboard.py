@@ -13,6 +13,7 @@ from rich.live import Live
 from rich.table import Table
 
 from lightning_glue.controller import Running
+from lightning_glue.slots import is_surplus
 
 _SHOWN = (TrialState.COMPLETE, TrialState.RUNNING, TrialState.PRUNED, TrialState.FAIL, TrialState.WAITING)
 _WORDS = {"COMPLETE": "done", "RUNNING": "running", "PRUNED": "pruned", "FAIL": "failed", "WAITING": "to do"}
@@ -27,8 +28,12 @@ def _number(value: Any) -> str:
     return f"{value:.3g}" if isinstance(value, float) else str(value)
 
 
-def seconds_left(trials: list[FrozenTrial], groups: int) -> float | None:
-    """Expected time until no trial is left, from the mean duration of finished ones; None before the first."""
+def seconds_left(trials: list[FrozenTrial], groups: int, to_do: int | None = None) -> float | None:
+    """Expected time until no trial is left, from the mean duration of finished ones; None before the first.
+
+    Args:
+        to_do: trials that are still to begin; None: those that wait.
+    """
     durations = [
         trial.duration.total_seconds()
         for trial in trials
@@ -41,7 +46,7 @@ def seconds_left(trials: list[FrozenTrial], groups: int) -> float | None:
     now = time.time()
     partly = sum(max(0.0, mean - (now - trial.datetime_start.timestamp())) for trial in running)
     waiting = sum(trial.state == TrialState.WAITING for trial in trials)
-    return (partly + waiting * mean) / max(1, groups, len(running))
+    return (partly + (waiting if to_do is None else to_do) * mean) / max(1, groups, len(running))
 
 
 class Scoreboard:
@@ -66,23 +71,25 @@ class Scoreboard:
         if self.live:
             self.live.stop()
 
-    def update(self, trials: list[FrozenTrial], running: list[Running]) -> None:
+    def update(self, trials: list[FrozenTrial], running: list[Running], to_do: int | None = None) -> None:
+        """Args: to_do: trials that are still to begin; None: those that wait."""
         if self.live:
-            self.live.update(self._table(trials, running))
+            self.live.update(self._table(trials, running, to_do))
 
     def finished(self, trial: FrozenTrial) -> None:
         """A line that stays."""
         state = _WORDS[trial.state.name]
         value = f" {trial.value:.4f}" if trial.value is not None else ""
         collapsed = trial.user_attrs.get("collapsed")
-        note = f"  ({trial.user_attrs['reason']})" if trial.state == TrialState.FAIL else ""
+        note = f"  ({trial.user_attrs.get('reason', 'no reason known')})" if trial.state == TrialState.FAIL else ""
         note += f"  ({collapsed} collapsed)" if collapsed else ""
         line = f"trial {trial.number} {state}{value}  {short(trial.params)}{note}"
         (self.live.console if self.live else self.console).print(line, highlight=False, soft_wrap=True)
 
-    def _table(self, trials: list[FrozenTrial], running: list[Running]) -> Table:
-        counts = Counter(trial.state for trial in trials)
-        left = seconds_left(trials, self.groups)
+    def _table(self, trials: list[FrozenTrial], running: list[Running], to_do: int | None = None) -> Table:
+        counts = Counter(trial.state for trial in trials if not is_surplus(trial))
+        counts[TrialState.WAITING] = counts[TrialState.WAITING] if to_do is None else to_do
+        left = seconds_left(trials, self.groups, counts[TrialState.WAITING])
         table = Table(
             *(_WORDS[state.name] for state in _SHOWN), "collapsed", f"best {self.metric}", "time left", expand=False
         )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +14,7 @@ if TYPE_CHECKING:
     from optuna.distributions import BaseDistribution
     from optuna.trial import Trial
 
+_FOLLOWS = {"task.batch_size": "data.batch_size", "task.max_epochs": "trainer.max_epochs"}  # as conf/ has it
 Space = dict[str, "BaseDistribution"]
 
 
@@ -82,7 +84,7 @@ def first_trials(tune: TuneConfig, recipe: Config, space: Space) -> list[dict[st
     usual = flatten(recipe)
     trials: list[dict[str, Any]] = []
     for chosen in tune.first_trials:
-        parameters = {key: chosen.get(key, usual[key]) for key in space}
+        parameters = {key: _within(law, chosen.get(key, usual[key])) for key, law in space.items()}
         try:
             create_trial(value=0.0, params=parameters, distributions=space)
         except ValueError as error:
@@ -90,6 +92,22 @@ def first_trials(tune: TuneConfig, recipe: Config, space: Space) -> list[dict[st
         if parameters not in trials:
             trials.append(parameters)
     return trials
+
+
+def _within(law: BaseDistribution, value: Any) -> Any:
+    """The choice or the end of a range that ``value`` is up to rounding, else ``value``: 3 x 1e-5 is not quite 3e-5."""
+    ends = getattr(law, "choices", None) or (law.low, law.high)
+    near = (end for end in ends if isinstance(end, float) and isinstance(value, float))
+    return next((end for end in near if math.isclose(end, value, rel_tol=1e-8)), value)
+
+
+def with_parameters(config: Config, parameters: Mapping[str, Any]) -> dict[str, Any]:
+    """The whole configuration of a trial, by dotted keys, for :func:`lightning_glue.config.unflatten`."""
+    flat = flatten(config) | {"optimizer.lr": config.optimizer.lr}  # null follows task.lr and model.lr_factor
+    for key, follows in _FOLLOWS.items():
+        if key in parameters and follows not in parameters and flat[follows] == flat[key]:
+            flat[follows] = parameters[key]
+    return flat | dict(parameters)
 
 
 def describe(space: Space) -> dict[str, str]:

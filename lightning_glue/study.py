@@ -1,111 +1,42 @@
-"""An Optuna study that several controllers share: its queue of trials, their heartbeats, failures and retries.
+"""An Optuna study that several controllers share: its trials, their heartbeats, failures and retries.
 
-A study holds all its trials from the start, most of them WAITING without parameters. Whoever turns one to RUNNING owns
-it, which every storage of Optuna does atomically; so no trial is lost or run twice, and the number of trials is exact
-however many controllers take part.
+Whoever turns a waiting trial to RUNNING owns it, which every storage of Optuna does atomically; so no trial is lost or
+run twice. Only a few trials wait in the storage at a time: the study's maker queues the first ones, and whoever takes
+one queues the one so many places behind it. The number of trials is exact however many controllers take part; see
+:mod:`lightning_glue.slots` for what decides.
 """
 
 from __future__ import annotations
 
-import os
-import socket
-import sys
+import random
 import time
-import warnings
-from collections.abc import Callable, Mapping
+import uuid
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, TypeVar
+from typing import Any
 
 import optuna
-from optuna.pruners import BasePruner
-from optuna.samplers import BaseSampler
+from optuna.pruners import BasePruner, NopPruner
 from optuna.storages import BaseStorage
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, Trial, TrialState
 
-from lightning_glue.config import TuneConfig
 from lightning_glue.errors import UserError
+from lightning_glue.processes import process_identity, process_is_gone
+from lightning_glue.sampling import Sampler, make_pruner, make_sampler
+from lightning_glue.slots import SURPLUS, Slots, slot_of
 from lightning_glue.space import Space
+from lightning_glue.storage import Patience, open_storage
 
-T = TypeVar("T")
-PATIENCE_SECONDS = 600.0  # how long a storage may be away in the middle of a study
+__all__ = ["STALE_BEATS", "Beat", "SharedStudy", "make_pruner", "make_sampler", "open_storage"]
+
 STALE_BEATS = 4  # heartbeats missed by a trial whose machine is taken for dead
-_MAKING_TABLES = 5  # attempts while another process makes a new database's tables
-_FILLING_SECONDS = 20.0  # for the maker of a study to queue its trials
+AHEAD = 16  # trials that wait in the storage
+_STANDSTILL_SECONDS = 10.0  # without a new trial, after which the maker of a study is taken for dead
+_GAP_SECONDS = 1.0  # nothing waits although trials are missing: whoever was to queue them is gone
 _INTERRUPTED = "interrupted"  # reason of a failure that costs no retry
-
-
-def open_storage(url: str) -> BaseStorage:
-    """``sqlite:///...`` and other database URLs, ``grpc://host:port`` (Optuna's proxy), or the path of a journal file.
-
-    Raises:
-        UserError: the storage cannot be reached.
-    """
-    from optuna.storages import get_storage
-    from sqlalchemy.exc import IntegrityError
-
-    for attempt in range(_MAKING_TABLES, -1, -1):
-        try:
-            return get_storage(_connect(url))
-        except ImportError as error:
-            reason = str(error).splitlines()[0]
-            raise UserError(f"storage {url} needs a package: {reason}; pip install 'lightning-glue[cluster]'") from None
-        except Exception as error:  # each backend has its own family of errors
-            reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:300]
-            making = isinstance(error, IntegrityError) or "already exists" in str(error)
-            if not making or not attempt:
-                raise UserError(f"storage {url} cannot be reached: {reason}") from None
-            time.sleep(1)  # another process is making the tables just now
-    raise AssertionError
-
-
-def _connect(url: str) -> BaseStorage:
-    from optuna.storages import GrpcStorageProxy, JournalStorage, RDBStorage
-    from optuna.storages.journal import JournalFileBackend
-
-    if url.startswith("grpc://"):
-        host, _, port = url.removeprefix("grpc://").partition(":")
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
-            proxy = GrpcStorageProxy(host=host, port=int(port or 13000))
-        proxy.get_all_studies()  # connects
-        return proxy
-    if "://" in url:
-        wait = {"connect_args": {"timeout": 60}} if url.startswith("sqlite") else {}
-        return RDBStorage(url, engine_kwargs={"pool_pre_ping": True, **wait})
-    return JournalStorage(JournalFileBackend(url))
-
-
-def make_sampler(name: str, seed: int) -> BaseSampler:
-    """``grid`` draws nothing: its points are queued."""
-    from optuna import samplers
-
-    if name == "tpe":
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
-            return samplers.TPESampler(multivariate=True, constant_liar=True, seed=seed)
-    return samplers.GPSampler(seed=seed) if name == "gp" else samplers.RandomSampler(seed=seed)
-
-
-def make_pruner(tune: TuneConfig) -> BasePruner:
-    """A trial reports each evaluation, or with several seeds each seed's value."""
-    from optuna import pruners
-
-    name = tune.pruner
-    if name == "auto":
-        name = "median" if tune.seeds == 1 else "wilcoxon"
-    if name == "wilcoxon" and tune.seeds == 1:
-        raise UserError("tune.pruner=wilcoxon compares candidates seed by seed; set tune.seeds to 2 or more")
-    if name == "median":
-        return pruners.MedianPruner(n_startup_trials=5, n_warmup_steps=1)
-    if name == "hyperband":
-        return pruners.HyperbandPruner(min_resource=1, max_resource="auto")
-    if name == "wilcoxon":
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
-            return pruners.WilcoxonPruner(p_threshold=0.1)
-    return pruners.NopPruner()
+_ID, _TOTAL = "id", "trials "  # attributes of a study; each total asked for is an attribute of its own: the largest is
 
 
 @dataclass(frozen=True)
@@ -122,13 +53,17 @@ class SharedStudy:
     Args:
         identity: what must be the same for all trials (task, metric, space, ...), compared with the stored study's.
         heartbeat: seconds between two signs of life of a running trial.
+
+    Attributes:
+        id: tells the study from every other one of its name.
+        mine: ids of the trials that run under this controller.
     """
 
     def __init__(
         self,
         name: str,
         storage: BaseStorage,
-        sampler: BaseSampler,
+        sampler: Sampler,
         pruner: BasePruner,
         identity: Mapping[str, Any],
         *,
@@ -137,12 +72,18 @@ class SharedStudy:
     ) -> None:
         self.name, self.storage, self.sampler, self.pruner = name, storage, sampler, pruner
         self.heartbeat, self.retries = heartbeat, retries
-        self.mine: set[int] = set()  # trial ids running under this controller
+        self.mine: set[int] = set()
+        self.total, self.first, self.grows = 0, list[dict[str, Any]](), True
+        self._patiently = Patience(name, longest=min(10.0, heartbeat))
+        self._retry_before = 0  # number of the first trial that was not there when this controller began
+        self._gap_since: float | None = None
         self._beats: dict[int, Beat] = {}
+        self._looked: tuple[float, int] = (0.0, 0)  # when, and after how many outages, the heartbeats were looked at
         self._pulse = 0
         self.created = self._create(identity)
         if not self.created:
             self._compare(identity)
+        self.id = self._own_id()
 
     def _create(self, identity: Mapping[str, Any]) -> bool:
         """Create the study; False where it exists. Exactly one of several controllers creates it."""
@@ -150,9 +91,18 @@ class SharedStudy:
             study_id = self.storage.create_new_study([StudyDirection.MAXIMIZE], self.name)
         except optuna.exceptions.DuplicatedStudyError:
             return False
-        for key, value in identity.items():
+        for key, value in {_ID: uuid.uuid4().hex, **identity}.items():  # who sees all of the identity sees the id
             self.storage.set_study_user_attr(study_id, key, value)
         return True
+
+    def _own_id(self) -> str:
+        """The study's id; one made by an earlier version gets the same one whichever controllers give it."""
+        stored = self.attributes()
+        if _ID not in stored:
+            known = stored.get("mlflow_run", self.study_id)  # random, where there is a run
+            self.set_attribute(_ID, uuid.uuid5(uuid.NAMESPACE_OID, f"{known} {self.name}").hex)
+            stored = self.attributes()
+        return stored[_ID]
 
     def _compare(self, identity: Mapping[str, Any]) -> None:
         stored = self.wait_for_attributes(identity)
@@ -189,15 +139,21 @@ class SharedStudy:
 
     @cached_property
     def study_id(self) -> int:
-        return self.storage.get_study_id_from_name(self.name)
+        return self._patiently(lambda: self.storage.get_study_id_from_name(self.name))
 
     @property
     def study(self) -> optuna.Study:
         """A fresh view: Optuna caches other controllers' trials between two calls of its own ask and tell."""
-        return optuna.load_study(study_name=self.name, storage=self.storage, sampler=self.sampler, pruner=self.pruner)
+        return self._view(optuna.samplers.RandomSampler())
+
+    def _view(self, sampler: optuna.samplers.BaseSampler) -> optuna.Study:
+        return optuna.load_study(study_name=self.name, storage=self.storage, sampler=sampler, pruner=self.pruner)
 
     def trials(self, *states: TrialState) -> list[FrozenTrial]:
-        return self._patiently(lambda: self.storage.get_all_trials(self.study_id, states=states or None))
+        """To look at only: they are the storage's own."""
+        return self._patiently(
+            lambda: self.storage.get_all_trials(self.study_id, deepcopy=False, states=states or None)
+        )
 
     def trial(self, trial_id: int) -> FrozenTrial:
         return self._patiently(lambda: self.storage.get_trial(trial_id))
@@ -227,46 +183,83 @@ class SharedStudy:
             self.set_attribute("data", ours)
         return ours if stored is None else stored
 
-    def fill_queue(self, total: int, first: list[dict[str, Any]]) -> None:
-        """Queue trials until ``total`` are there, not counting failed ones; ``first`` are the parameters to try first.
+    def asked_for(self) -> int:
+        """The most trials that any command has asked of the study; 0 where none has."""
+        names = [name for name in self.attributes() if name.startswith(_TOTAL)]
+        return max((int(name.removeprefix(_TOTAL)) for name in names), default=0)
 
-        The controller that made the study fills it; the others wait for that, and add what is missing where ``total``
-        has grown or the first one died before it was through.
+    def fill_queue(self, total: int, first: list[dict[str, Any]], *, grows: bool = True) -> None:
+        """Work for ``total`` trials that have not failed; those that failed before are tried again.
+
+        Args:
+            first: parameters of the first trials; a slot's trial has its own whoever makes it, and how often.
+            grows: whether this controller stays for more trials that another one asks for meanwhile.
         """
+        self.total, self.first, self.grows = total, first, grows
+        self.set_attribute(f"{_TOTAL}{total}", True)
         if not self.created:
-            deadline = time.monotonic() + _FILLING_SECONDS
-            while "filled" not in self.attributes() and time.monotonic() < deadline:
-                time.sleep(0.2)
-        study = self.study
-        if not self.trials():
-            for parameters in first[:total]:
-                study.enqueue_trial(parameters)
-        missing = total - sum(trial.state != TrialState.FAIL for trial in self.trials())
-        for _ in range(missing):
-            study.enqueue_trial({})
+            self._wait_for_the_maker()
+        trials = self.trials()
+        self._retry_before = len(trials)
+        if self.created or not Slots(trials).waiting(total):  # else others are at work and queue what is missing
+            self._queue()
         self.set_attribute("filled", True)
 
+    def _wait_for_the_maker(self) -> None:
+        """Until the first trials are queued, or no more come: then the maker has died over them."""
+        count, since = -1, time.monotonic()
+        while "filled" not in self.attributes() and time.monotonic() - since < _STANDSTILL_SECONDS:
+            before, count = count, len(self.trials())
+            since = since if count == before else time.monotonic()
+            time.sleep(0.1)
+
+    def _queue(self) -> None:
+        """Make trials for free slots until enough wait.
+
+        Others may be at it: each looks again before it makes one, and takes any of the slots but the study's maker.
+        """
+        while True:
+            slots = Slots(self.trials())
+            free = slots.free(self.total, self._retry_before)
+            if not free or len(slots.waiting(self.total)) >= AHEAD:
+                return
+            self._make(slots, free[0] if self.created else random.choice(free))
+
+    def _make(self, slots: Slots, slot: int) -> None:
+        template = slots.template(slot, self.first[slot] if slot < len(self.first) else {})
+        self._patiently(lambda: self.storage.create_new_trial(self.study_id, template))
+
+    def left(self) -> tuple[int, bool]:
+        """How many trials are still to be taken, as far as can be told, and whether any runs, here or elsewhere."""
+        slots = Slots(self.trials())
+        to_do = self.to_do(slots)
+        if not to_do and self.grows and self.asked_for() > self.total:
+            self.total = self.asked_for()
+            return self.left()
+        return to_do, slots.running()
+
+    def to_do(self, slots: Slots) -> int:
+        return len(slots.waiting(self.total)) + len(slots.free(self.total, self._retry_before))
+
     def claim(self, space: Space) -> Trial | None:
-        """Own the next waiting trial, with its parameters drawn; None where none is left."""
+        """Own the next waiting trial, with its parameters drawn; None where none waits."""
         from lightning_glue.space import suggest_parameters
 
-        def attempt() -> int | None:
-            for waiting in self.storage.get_all_trials(self.study_id, deepcopy=False, states=(TrialState.WAITING,)):
-                try:
-                    if self.storage.set_trial_state_values(waiting._trial_id, state=TrialState.RUNNING):
-                        return waiting._trial_id
-                except optuna.exceptions.UpdateFinishedTrialError:
-                    continue
+        slots = Slots(self.trials())
+        taken = self._take(slots)
+        if taken is None:
+            self._mind_the_gap(slots)
             return None
-
-        trial_id = self._patiently(attempt)
-        if trial_id is None:
-            return None
+        trial_id = taken._trial_id
         self.mine.add(trial_id)
+        following = slot_of(taken) + AHEAD
+        if following < self.total and slots.is_free(following, self._retry_before):
+            self._make(slots, following)
+        sampler = self.sampler(taken.user_attrs.get("retry_of", taken.number))
 
         def draw() -> Trial | None:
             try:
-                trial = Trial(self.study, trial_id)
+                trial = Trial(self._view(sampler), trial_id)
                 suggest_parameters(trial, space)
             except optuna.exceptions.UpdateFinishedTrialError:  # taken for dead meanwhile
                 self.mine.discard(trial_id)
@@ -276,11 +269,37 @@ class SharedStudy:
         self.beat(trial_id)
         return self._patiently(draw)
 
+    def _take(self, slots: Slots) -> FrozenTrial | None:
+        """Turn the first trial that waits to RUNNING; those that hold no slot are withdrawn."""
+        for waiting in slots.waiting(self.total):
+
+            def attempt(trial_id: int = waiting._trial_id) -> bool:
+                try:
+                    return self.storage.set_trial_state_values(trial_id, state=TrialState.RUNNING)
+                except optuna.exceptions.UpdateFinishedTrialError:
+                    return False
+
+            if not self._patiently(attempt):
+                continue
+            if slots.holds(waiting):
+                return waiting
+            self.finish(waiting._trial_id, TrialState.FAIL, reason=SURPLUS)
+        return None
+
+    def _mind_the_gap(self, slots: Slots) -> None:
+        """Queue trials where nothing waits for a while though slots are free: who was to do it has died."""
+        if slots.waiting(self.total) or not slots.free(self.total, self._retry_before):
+            self._gap_since = None
+        elif self._gap_since is None:
+            self._gap_since = time.monotonic()
+        elif time.monotonic() - self._gap_since > _GAP_SECONDS * (1 + random.random()):
+            self._gap_since = None
+            self._queue()
+
     def beat(self, trial_id: int) -> bool:
         """Show that the trial is alive; False where it was given up for dead and belongs to somebody else now."""
         self._pulse += 1
-        text = f"{socket.gethostname()} {os.getpid()} {self._pulse}"
-        if not self.set_trial_attribute(trial_id, "heartbeat", text):
+        if not self.set_trial_attribute(trial_id, "heartbeat", f"{process_identity()} {self._pulse}"):
             self.mine.discard(trial_id)
             return False
         return True
@@ -293,20 +312,27 @@ class SharedStudy:
                 self.storage.set_trial_intermediate_value(trial_id, step, value)
             except optuna.exceptions.UpdateFinishedTrialError:
                 return True
-            return bool(Trial(self.study, trial_id).should_prune())
+            if isinstance(self.pruner, NopPruner):
+                return False
+            return bool(self.pruner.prune(self.study, self.storage.get_trial(trial_id)))
 
         return self._patiently(attempt)
 
     def finish(self, trial_id: int, state: TrialState, value: float | None = None, **attributes: Any) -> bool:
         """Set the final state; False, and no change, where another controller has finished the trial meanwhile."""
+        unsure = False  # whether the storage went away between doing it and saying so
 
         def attempt() -> bool:
+            nonlocal unsure
             try:
                 for key, entry in attributes.items():
                     self.storage.set_trial_user_attr(trial_id, key, entry)
                 self.storage.set_trial_state_values(trial_id, state, None if value is None else [value])
             except optuna.exceptions.UpdateFinishedTrialError:
-                return False
+                return unsure and self.storage.get_trial(trial_id).state == state
+            except Exception:
+                unsure = True
+                raise
             return True
 
         if state == TrialState.PRUNED:
@@ -316,32 +342,21 @@ class SharedStudy:
         return self._patiently(attempt)
 
     def fail(self, trial_id: int, reason: str, *, again: bool, **attributes: Any) -> bool:
-        """Mark a trial FAIL and, if it is to run ``again`` and has retries left, queue its successor.
-
-        The successor has the same parameters and knows the evaluations and the runs of this one.
+        """Mark a trial FAIL and, if it is to run ``again`` and has retries left, queue its next attempt.
 
         Returns:
-            Whether a successor was queued.
+            Whether the trial goes on: in its next attempt, or elsewhere, where it was taken for dead. Should this
+            process die before that is queued, another one queues it.
         """
         trial = self.trial(trial_id)
-        attempt = trial.user_attrs.get("attempt", 0) + (reason != _INTERRUPTED)
-        successor = optuna.trial.create_trial(
-            state=TrialState.WAITING,
-            params=trial.params,
-            distributions=trial.distributions,
-            intermediate_values=trial.intermediate_values,
-            system_attrs={"fixed_params": trial.params},
-            user_attrs={
-                "attempt": attempt,
-                "retry_of": trial.user_attrs.get("retry_of", trial.number),
-                **{key: trial.user_attrs[key] for key in ("runs",) if key in trial.user_attrs},
-            },
-        )
-        again = self.finish(trial_id, TrialState.FAIL, reason=reason, **attributes) and again
-        if again and attempt <= self.retries:
-            self._patiently(lambda: self.study.add_trial(successor))
+        attempts = trial.user_attrs.get("attempt", 0) + (reason != _INTERRUPTED)
+        again = again and attempts <= self.retries
+        if not self.finish(trial_id, TrialState.FAIL, reason=reason, attempts=attempts, again=again, **attributes):
             return True
-        return False
+        slots = Slots(self.trials())
+        if again and slots.is_free(slot_of(trial), 0):
+            self._make(slots, slot_of(trial))
+        return again
 
     def interrupt(self) -> None:
         """Give back every trial of this controller: they wait again, with what they have reached."""
@@ -352,62 +367,25 @@ class SharedStudy:
         """Fail and queue again the trials whose controller is dead.
 
         One on this machine is known dead when its process is gone; one elsewhere when its heartbeat has not changed for
-        ``STALE_BEATS`` intervals of this machine's own clock.
+        ``STALE_BEATS`` intervals of this machine's own clock. Where this controller did not look for two intervals, or
+        the storage was away, the others could not be heard either: their time begins anew.
         """
+        running = self.trials(TrialState.RUNNING)
+        now, before = time.monotonic(), self._looked
+        self._looked = (now, self._patiently.outages)
+        if now - before[0] > 2 * self.heartbeat or self._patiently.outages != before[1]:
+            self._beats.clear()
         dead = []
-        for trial in self.trials(TrialState.RUNNING):
-            if trial._trial_id in self.mine:
-                continue
-            text = trial.user_attrs.get("heartbeat", "")
-            known = self._beats.get(trial._trial_id)
-            if known is None or known.text != text:
-                known = self._beats[trial._trial_id] = Beat(text, time.monotonic())
-            silent = time.monotonic() - known.seen > STALE_BEATS * self.heartbeat
-            if silent or _process_is_gone(text):
-                self.fail(trial._trial_id, "its controller died", again=True)
+        for trial in running:
+            if trial._trial_id not in self.mine and self._is_dead(trial, now):
+                heard = trial.user_attrs.get("heartbeat")
+                self.fail(trial._trial_id, "its controller died" if heard else _INTERRUPTED, again=True)
                 dead.append(trial)
         return dead
 
-    def _patiently(self, call: Callable[[], T]) -> T:
-        """Call the storage; while it is away, for at most ``PATIENCE_SECONDS``, try again.
-
-        Raises:
-            UserError: it stays away.
-        """
-        start, wait = time.monotonic(), 0.5
-        while True:
-            try:
-                return call()
-            except Exception as error:
-                if not _is_away(error):
-                    raise
-                reason = str(error).strip().splitlines()[0][:200]
-                if time.monotonic() - start > PATIENCE_SECONDS:
-                    raise UserError(f"storage of study {self.name!r} is away: {reason}; run again to go on") from None
-                if wait == 0.5:
-                    print(f"warning: storage is away, trying again: {reason}", file=sys.stderr, flush=True)
-                time.sleep(wait)
-                wait = min(2 * wait, 10)
-
-
-def _is_away(error: Exception) -> bool:
-    """Whether an error says that the storage cannot be reached just now."""
-    from sqlalchemy.exc import DBAPIError
-
-    if isinstance(error, optuna.exceptions.StorageInternalError | ConnectionError):
-        return True
-    return isinstance(error, DBAPIError) or type(error).__module__.startswith("grpc")
-
-
-def _process_is_gone(heartbeat: str) -> bool:
-    """Whether a heartbeat names a process of this machine that no longer runs."""
-    host, _, rest = heartbeat.partition(" ")
-    if host != socket.gethostname():
-        return False
-    try:
-        os.kill(int(rest.split()[0]), 0)
-    except ProcessLookupError:
-        return True
-    except PermissionError:
-        pass
-    return False
+    def _is_dead(self, trial: FrozenTrial, now: float) -> bool:
+        text = trial.user_attrs.get("heartbeat", "")
+        known = self._beats.get(trial._trial_id)
+        if known is None or known.text != text:
+            known = self._beats[trial._trial_id] = Beat(text, now)
+        return now - known.seen > STALE_BEATS * self.heartbeat or process_is_gone(text.rpartition(" ")[0])

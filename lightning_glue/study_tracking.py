@@ -1,4 +1,7 @@
-"""A study in MLflow: one parent run with Optuna's plots, the trainings of its trials nested below."""
+"""A study in MLflow: one run with Optuna's plots, written by all its controllers, the trainings of its trials below it.
+
+It goes through journals, as a training does: what a server does not take now, it gets later.
+"""
 
 from __future__ import annotations
 
@@ -6,143 +9,150 @@ import time
 import warnings
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
+from io import BytesIO
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import optuna
 from optuna.trial import FrozenTrial, TrialState
 
 from lightning_glue import environment
-from lightning_glue.errors import UserError
+from lightning_glue.addresses import hide_secrets
+from lightning_glue.atomic import new_file
+from lightning_glue.errors import first_line
+from lightning_glue.trial import as_parent
 
 if TYPE_CHECKING:
-    from matplotlib.figure import Figure
-    from mlflow import MlflowClient
-
     from lightning_glue.study import SharedStudy
+    from lightning_glue.tracking import MLflowTracker
 
-_REFRESH_SECONDS = 60.0  # between two drawings of the plots
-_ATTRIBUTE = "mlflow_run"
+_REFRESH_SECONDS = 60.0  # between two drawings of the plots, at least
+_SHARE = 0.05  # of a thread's time for drawing, at most
+_NAME_LIMIT = 200  # characters of a study's name in the name of a run: MLflow's tables hold 250
+
+
+def run_name(study: str, rest: str) -> str:
+    """``rest`` behind the study's name, which is cut where it is too long for MLflow."""
+    return f"{study[:_NAME_LIMIT]} {rest}"
 
 
 class StudyTracking:
-    """The parent run. Everything slow happens in a thread of its own; a failing server is a warning.
+    """This controller's part of the study's run.
 
     Args:
-        experiment: name of the MLflow experiment.
         params: recorded with the run: space, sampler, pruner, ...
+        alone: whether no other controller is at work; then the run is this one's to create, if it is not there.
     """
 
     def __init__(
-        self, uri: str | None, experiment: str, study: SharedStudy, params: dict[str, Any], metric: str
+        self, tracker: MLflowTracker, study: SharedStudy, params: dict[str, Any], metric: str, *, alone: bool
     ) -> None:
-        import mlflow
-        from mlflow.exceptions import MlflowException
-
-        self.study, self.metric = study, metric
-        self.client: MlflowClient = mlflow.MlflowClient(tracking_uri=uri)
-        try:
-            self.run_id = self._parent(experiment, params)
-        except (MlflowException, OSError) as error:
-            reason = str(error).splitlines()[0][:300]
-            raise UserError(f"MLflow at {uri or mlflow.get_tracking_uri()} cannot be used: {reason}") from None
-        self._thread = ThreadPoolExecutor(1, thread_name_prefix="study-tracking")
-        self._drawing: Future[None] | None = None
-        self._drawn = 0.0
-
-    def _parent(self, experiment: str, params: dict[str, Any]) -> str:
-        """The study's run; made by whoever comes first, found again by the others and later."""
-        from mlflow.entities import Param
-        from mlflow.exceptions import MlflowException
-
-        known = self.study.attributes().get(_ATTRIBUTE)
-        if not known and not self.study.created:
-            time.sleep(2)  # its maker may be about to write it
-            known = self.study.attributes().get(_ATTRIBUTE)
-        if known:
-            try:
-                self.client.update_run(known, status="RUNNING")
-                return known
-            except MlflowException:
-                pass  # another tracking store: it gets a run of its own
-        found = self.client.get_experiment_by_name(experiment)
-        experiment_id = found.experiment_id if found else self.client.create_experiment(experiment)
+        self.tracker, self.study, self.metric = tracker, study, metric
         tags = {
-            "optuna.study": self.study.name,
+            "optuna.study": study.name,
             "mlflow.source.name": environment.command_line(),
             "mlflow.source.type": "LOCAL",
             "mlflow.user": environment.user(),
         }
-        run_id = self.client.create_run(experiment_id, run_name=f"study {self.study.name}", tags=tags).info.run_id
-        self.client.log_batch(run_id, params=[Param(key, str(value)[:6000]) for key, value in params.items()])
-        self.study.set_attribute(_ATTRIBUTE, run_id)
-        return run_id
+        tracker.shared = {**as_parent(study.id), "create": alone}
+        tracker.start({key: hide_secrets(str(value)) for key, value in params.items()}, tags, None)
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="study-figures")
+        self._drawing: Future[tuple[dict[str, bytes], float]] | None = None
+        self._next = 0.0
 
     def finished(self, trial: FrozenTrial, runs: list[str]) -> None:
         """Tag the trial's trainings with its state, log the study's progress, draw its plots now and then."""
-        self._soon(lambda: self._record(trial, runs))
-        idle = self._drawing is None or self._drawing.done()
-        if idle and time.monotonic() - self._drawn > _REFRESH_SECONDS:
-            self._drawn = time.monotonic()
-            self._drawing = self._soon(self._draw)
+        # A training that came to its end has said how; another one of its trial may have changed that.
+        for run in runs if trial.state == TrialState.FAIL or len(runs) > 1 else ():
+            self._tag(run, {"optuna.state": trial.state.name})
+        if trial.state != TrialState.FAIL:
+            self._log_progress()
+        self._keep_drawn()
+        if self._drawing is None and time.monotonic() >= self._next:
+            self._drawing = self._thread.submit(draw, self.study.study, self.metric)
 
     def close(self, status: str) -> None:
-        """Draw the plots a last time and set the parent's status."""
-        self._soon(self._draw)
-        self._soon(lambda: self.client.set_terminated(self.run_id, status))
-        self._thread.shutdown(wait=True)
+        """Draw the plots a last time and end this controller's part.
 
-    def _soon(self, call: Callable[[], None]) -> Future[None]:
-        def tolerated() -> None:
+        Args:
+            status: of the study's run; RUNNING where other controllers go on.
+        """
+        self._keep_drawn(wait=True)
+        if status != "RUNNING":
+            self._drawing = self._thread.submit(draw, self.study.study, self.metric)
+            self._keep_drawn(wait=True)
+        self._thread.shutdown()
+        self.tracker.finish(status)
+
+    def _tag(self, run: str, tags: dict[str, str]) -> None:
+        """Through the run's own journal; where that is on another machine, what the training has said holds."""
+        from lightning_glue.journal import Journal, find_journal
+        from lightning_glue.watcher import watch
+
+        folder = find_journal(self.tracker.folder.parent, run)
+        if folder:
+            journal = Journal(folder)
             try:
-                call()
-            except Exception as error:  # of the server or of a plot; neither may end the study
-                reason = (str(error).splitlines() or [type(error).__name__])[0][:200]
-                warnings.warn(f"MLflow has no record of this of study {self.study.name}: {reason}", stacklevel=1)
+                journal.append({"tags": tags})
+            except OSError as error:  # a full disk; it says so itself where it matters
+                warnings.warn(f"journal {folder} lacks {tags}: {first_line(error)}", stacklevel=1)
+            finally:
+                journal.close()
+            watch(folder)
 
-        return self._thread.submit(tolerated)
+    def _log_progress(self) -> None:
+        done = self.study.trials(TrialState.COMPLETE, TrialState.PRUNED)
+        complete = [trial.value for trial in done if trial.state == TrialState.COMPLETE]
+        values = {"study/trials": len(done), "study/pruned": len(done) - len(complete)}
+        self.tracker.log_metrics(values | ({f"best/{self.metric}": max(complete)} if complete else {}), step=len(done))
 
-    def _record(self, trial: FrozenTrial, runs: list[str]) -> None:
-        for run_id in runs:
-            self.client.set_tag(run_id, "optuna.state", trial.state.name)
-        if trial.state == TrialState.FAIL:
+    def _keep_drawn(self, *, wait: bool = False) -> None:
+        """Log what was drawn, once it is."""
+        if self._drawing is None or not (wait or self._drawing.done()):
             return
-        trials = self.study.trials()
-        done = [one for one in trials if one.state in (TrialState.COMPLETE, TrialState.PRUNED)]
-        complete = [one.value for one in done if one.state == TrialState.COMPLETE]
-        step = len(done)
-        self.client.log_metric(self.run_id, "study/trials", step, step=step)
-        self.client.log_metric(self.run_id, "study/pruned", step - len(complete), step=step)
-        if complete:
-            self.client.log_metric(self.run_id, f"best/{self.metric}", max(complete), step=step)
-
-    def _draw(self) -> None:
-        for name, figure in figures(self.study.study, self.metric).items():
-            self.client.log_figure(self.run_id, figure, f"figures/{name}.png", save_kwargs={"bbox_inches": "tight"})
+        try:
+            drawn, seconds = self._drawing.result()
+            with self.tracker.artifact_folder("figures") as folder:
+                for name, data in drawn.items():
+                    keep(folder / f"{name}.png", data)
+        except Exception as error:  # of a plot; it may not end the study
+            seconds = 0.0
+            warnings.warn(f"no figures of study {self.study.name}: {first_line(error)}", stacklevel=1)
+        self._next = time.monotonic() + max(_REFRESH_SECONDS, seconds / _SHARE)
+        self._drawing = None
 
 
-def figures(study: optuna.Study, metric: str) -> dict[str, Figure]:
-    """Optuna's plots, by name; those it has enough trials for."""
+def keep(path: Path, data: bytes) -> None:
+    with new_file(path, "wb") as file:
+        file.write(data)
+
+
+def draw(study: optuna.Study, metric: str) -> tuple[dict[str, bytes], float]:
+    """Optuna's plots as PNG files, by name, those it has enough trials for; and the seconds they took."""
     import matplotlib
 
     matplotlib.use("Agg")
     from matplotlib import pyplot
     from optuna.visualization import matplotlib as plots
 
+    start = time.monotonic()
     complete = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
-    draw: dict[str, Callable[[], Any]] = {"intermediate_values": lambda: plots.plot_intermediate_values(study)}
+    calls: dict[str, Callable[[], Any]] = {"intermediate_values": lambda: plots.plot_intermediate_values(study)}
     if complete:
-        draw["history"] = lambda: plots.plot_optimization_history(study, target_name=metric)
-        draw["slice"] = lambda: plots.plot_slice(study, target_name=metric)
-        draw["parallel_coordinate"] = lambda: plots.plot_parallel_coordinate(study, target_name=metric)
+        calls["history"] = lambda: plots.plot_optimization_history(study, target_name=metric)
+        calls["slice"] = lambda: plots.plot_slice(study, target_name=metric)
+        calls["parallel_coordinate"] = lambda: plots.plot_parallel_coordinate(study, target_name=metric)
     if len(complete) > 1 and len({trial.value for trial in complete}) > 1:
-        draw["importance"] = lambda: plots.plot_param_importances(study, target_name=metric)
-    drawn: dict[str, Figure] = {}
-    for name, call in draw.items():
+        calls["importance"] = lambda: plots.plot_param_importances(study, target_name=metric)
+    drawn: dict[str, bytes] = {}
+    for name, call in calls.items():
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # experimental; a constant parameter's axis
             axes = call()
         figure = (axes.flat[0] if hasattr(axes, "flat") else axes).figure
         figure.set_size_inches(10, 6)
-        drawn[name] = figure
+        picture = BytesIO()
+        figure.savefig(picture, format="png", bbox_inches="tight")
         pyplot.close(figure)
-    return drawn
+        drawn[name] = picture.getvalue()
+    return drawn, time.monotonic() - start

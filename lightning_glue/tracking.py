@@ -65,6 +65,10 @@ class MLflowTracker(Logger):
         self.uri, self._experiment, self._run_name = uri, experiment, run_name
         self._given = uri  # None: the default, which moves with the project
         self._root = Path(journal or JOURNALS)
+        # A tag, {"tag": name, "value": ...}, that tells the run this one belongs to (``parent``), or a run that several
+        # processes write together (``shared``; with "create": whether it is this one's to create).
+        self.parent: dict[str, Any] | None = None
+        self.shared: dict[str, Any] | None = None
         self.history: History = {}
         self.journal_id = ""
         self._logged: dict[str, int] = {}  # last step of each metric before the run was resumed
@@ -141,6 +145,7 @@ class MLflowTracker(Logger):
             "system_metrics": system_metrics,
             "config": _shown(params),
         }
+        start |= {key: mark for key, mark in {"parent": self.parent, "shared": self.shared}.items() if mark}
         try:
             self._made = [path for path in (folder, *folder.parents) if not path.exists()]
             folder.mkdir(0o700, parents=True)

@@ -6,26 +6,29 @@ import argparse
 import importlib
 import os
 import queue
+import shutil
 import signal
 import socket
 import sys
 import threading
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lightning_glue.channel import Channel, Message
-from lightning_glue.errors import UserError
+from lightning_glue.errors import UserError, first_line
 from lightning_glue.imports import quick_imports
 
 if TYPE_CHECKING:
     from lightning_glue.config import Config
     from lightning_glue.monitor import BestEvaluation
+    from lightning_glue.preprocess import SplitInfo
     from lightning_glue.resume import Resume
 
+STUDY_TAG = "lightning_glue.study"  # of the study's run: the study's id
 _LAST_SECONDS = 30.0  # for an orderly end once the controller is gone
 
 
@@ -34,16 +37,16 @@ class Job:
     """One training.
 
     Attributes:
-        choices: ``task``, ``model``, ``data``, ``experiment`` of :func:`lightning_glue.config.compose`.
-        overrides: the command line's keys, then the trial's parameters and seed.
+        config: the whole configuration, by dotted keys; nothing is read from ``conf/`` any more.
         tags: for the MLflow run.
         checkpoints: folder for them; if it has some, from a process that died, the training goes on from there.
+        study: id of the study, whose run is the parent of the training's.
     """
 
-    choices: dict[str, str | None]
-    overrides: list[str]
+    config: dict[str, Any]
     tags: dict[str, str]
     checkpoints: str
+    study: str = ""
     collapse_margin: float = 0.0
 
 
@@ -95,8 +98,25 @@ class Link:
         self.channel.send({"event": "run", "run_id": run_id})
 
 
+def as_parent(study: str) -> dict[str, str]:
+    """What tells the run of the study with this id."""
+    return {"tag": STUDY_TAG, "value": study}
+
+
+class TrainingFailed(Exception):
+    """A training that had begun could not go on, for no reason that lies in the configuration."""
+
+
+class Diverged(Exception):
+    """The weights ceased to be numbers, as they would with these parameters every time."""
+
+
 def train_objective(job: Job, report: Report, tell_run: Callable[[str], None]) -> Outcome:
-    """Train as ``python -m lightning_glue.train`` does, in an MLflow run of its own."""
+    """Train as ``python -m lightning_glue.train`` does, in an MLflow run of its own.
+
+    Raises:
+        UserError: nothing can be trained with this configuration on this machine.
+    """
     start = time.perf_counter()
     import pytorch_lightning as pl
 
@@ -106,12 +126,13 @@ def train_objective(job: Job, report: Report, tell_run: Callable[[str], None]) -
     from lightning_glue.train import build, execute, make_tracker, prepare_process
     from lightning_glue.watcher import watch
 
-    config = configuration.compose(job.overrides, **job.choices)
+    config = configuration.unflatten(job.config)
     prepare_process(config)
     pl.seed_everything(config.seed, workers=True, verbose=False)
     if not configuration.is_distributed_child():
         watch()  # it gets ready meanwhile
     tracker = make_tracker(config)
+    tracker.parent = as_parent(job.study) if job.study else None
     module, data, pretrained = build(config, _warm)
     task = module.task
     pruning = Pruning(task.selection_metric, report, start)
@@ -122,13 +143,19 @@ def train_objective(job: Job, report: Report, tell_run: Callable[[str], None]) -
         return best.values[task.selection_metric] <= level + job.collapse_margin
 
     def tag(best: BestEvaluation) -> None:
-        tags = {"optuna.pruned": pruning.pruned, "collapsed": has_collapsed(best)}
-        tracker.set_tags({key: str(value).lower() for key, value in tags.items()})
+        tags = {"optuna.pruned": str(pruning.pruned).lower(), "collapsed": str(has_collapsed(best)).lower()}
+        tracker.set_tags(tags | {"optuna.state": "PRUNED" if pruning.pruned else "COMPLETE"})
 
-    best = execute(
-        config, module, data, pretrained, tracker, interrupted(folder, config), tags=job.tags, callbacks=[pruning],
-        checkpoints=folder, started=lambda: tell_run(tracker.run_id), ending=tag,
-    )  # fmt: skip
+    found = interrupted(folder, config, data.prepared.splits, job.study)
+    try:
+        best = execute(
+            config, module, data, pretrained, tracker, found, tags=job.tags, callbacks=[pruning],
+            checkpoints=folder, started=lambda: tell_run(tracker.run_id), ending=tag,
+        )  # fmt: skip
+    except UserError as error:  # a full disk, a database that is locked
+        raise TrainingFailed(str(error)) from error
+    if module.diverged:
+        raise Diverged(f"at {module.diverged}")
     digests = {name: info.sha256 for name, info in data.prepared.splits.items()}
     value, first_step = best.values[task.selection_metric], pruning.first_step_seconds
     return Outcome(value, tracker.run_id, pruning.pruned, has_collapsed(best), first_step, digests)
@@ -143,34 +170,62 @@ def preload() -> None:
 _warm: dict[Any, Any] = {}  # pretrained weights and tokenized splits of the last job
 
 
-def interrupted(checkpoints: Path, config: Config) -> Resume | None:
-    """The training that a process left in this folder when it died, unless it had come to its end."""
-    from lightning_glue.journal import Journal, final_status, find_journal
-    from lightning_glue.resume import read_checkpoint
+def interrupted(checkpoints: Path, config: Config, splits: Mapping[str, SplitInfo], study: str) -> Resume | None:
+    """The training that a process left in this folder when it died, unless it had come to its end.
 
-    if not (checkpoints / "last.ckpt").is_file():
+    What cannot be read there, or is of another configuration, other data or another study, is removed: the training
+    begins anew.
+    """
+    from lightning_glue.journal import Journal, final_status, find_journal
+    from lightning_glue.resume import check_config, check_data, read_checkpoint
+
+    path = checkpoints / "last.ckpt"
+    if not path.is_file():
         return None
-    found = read_checkpoint(checkpoints / "last.ckpt")
-    journal = find_journal(Path(config.tracking.journal), found.run_id)
-    return None if journal and final_status(Journal(journal).read()) == "FINISHED" else found
+    try:
+        found = read_checkpoint(path)
+        check_config(found, config)
+        check_data(found, dict(splits))
+        journal = find_journal(Path(config.tracking.journal), found.run_id)
+        records = Journal(journal).read() if journal else []
+        of = records[0][0]["start"].get("parent") if records else None
+        if of and of["value"] != study:
+            raise UserError(f"run {found.run_id} is of another study")
+    except UserError as error:
+        print(f"warning: {path} is removed, the training begins anew: {error}", file=sys.stderr)
+        shutil.rmtree(checkpoints, ignore_errors=True)
+        return None
+    return None if final_status(records) == "FINISHED" else found
 
 
 def run_job(objective: Objective, link: Link, message: Message) -> Message:
     """Run one job; how it ended."""
-    import torch
-
     try:
         outcome = objective(Job(**message["job"]), link.report, link.tell_run)
         return {"event": "done", **asdict(outcome)}
-    except UserError as error:
-        return {"event": "failed", "kind": "user", "message": str(error)}
-    except (torch.OutOfMemoryError, MemoryError) as error:
-        return {"event": "failed", "kind": "memory", "message": f"out of memory: {error}"}
     except Exception as error:
-        memory = "can't allocate memory" in str(error) or "not enough memory" in str(error)  # torch's on the CPU
-        kind, words = ("memory", "out of memory: ") if memory else ("error", f"{type(error).__name__}: ")
-        traceback.print_exc()
-        return {"event": "failed", "kind": kind, "message": words + str(error).strip().split("\n")[0][:300]}
+        kind, text = _failure(error)
+        if kind == "error":
+            traceback.print_exc()
+        return {"event": "failed", "kind": kind, "message": text}
+
+
+def _failure(error: Exception) -> tuple[str, str]:
+    """The kind of a failure and what to say of it.
+
+    ``user``: nothing can be trained before the user has mended it; ``memory`` and ``diverged``: so it would end with
+    these parameters again; ``error``: anything else.
+    """
+    import torch
+
+    if isinstance(error, UserError):
+        return "user", str(error)
+    lacking = "can't allocate memory" in str(error) or "not enough memory" in str(error)  # torch's words on the CPU
+    if lacking or isinstance(error, torch.OutOfMemoryError | MemoryError):
+        return "memory", f"out of memory: {first_line(error)}"
+    if type(error).__name__ == "Diverged":
+        return "diverged", f"diverged {first_line(error)}"
+    return "error", ("" if isinstance(error, TrainingFailed) else f"{type(error).__name__}: ") + first_line(error)
 
 
 def _release() -> None:

@@ -2,41 +2,60 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from lightning_glue import config as configuration
 from lightning_glue.atomic import new_file
 from lightning_glue.config import EXPERIMENTS, Config, options
 
+_UNNAMED = "roberta.base"  # what the model of a path is made from
 
-def write_recipe(
-    config: Config, parameters: Mapping[str, Any], *, study: str, trial: int, metric: str, value: float, trials: int
-) -> Path:
-    """Write ``experiments/tuned/<task>.yaml``: the study's task, model and data, and its best trial's parameters.
+
+def write_recipe(config: Config, *, study: str, trial: int, metric: str, value: float, trials: int) -> Path:
+    """Write ``experiments/tuned/<task>.yaml``: what composes the configuration of a study's best trial.
 
     It takes the place of another study's.
+
+    Args:
+        config: the best trial's.
+
+    Raises:
+        OSError: it cannot be written.
     """
     from omegaconf import OmegaConf
 
-    nested: dict[str, Any] = {}
-    for key, entry in parameters.items():
-        group, _, name = key.rpartition(".")
-        (nested.setdefault(group, {}) if group else nested)[name] = entry
-    named = config.model.name in options("model")
+    model = config.model.name if config.model.name in options("model") else _UNNAMED
     lines = [
         "# @package _global_",
-        f"# Study {study}: trial {trial} of {trials}, {metric} {value:.4f}. Written by lightning_glue.tune.",
+        f"# Study {_one_line(study)}: trial {trial} of {trials}, {metric} {value:.4f}. Written by lightning_glue.tune.",
         "defaults:",
         f"  - override /task: {config.task.name}",
-        *([f"  - override /model: {config.model.name}"] if named else []),
-        *(["  - override /data: sample"] if config.data.source == "sample" else []),
+        f"  - override /model: {model}",
+        f"  - override /data: {config.data.source}",
         "",
     ]
-    if not named:
-        nested.setdefault("model", {}).update(name=config.model.name, source=config.model.source)
+    own = differences(config, model)
     target = EXPERIMENTS / "tuned" / f"{config.task.name}.yaml"
     target.parent.mkdir(parents=True, exist_ok=True)
     with new_file(target) as file:
-        file.write("\n".join(lines) + OmegaConf.to_yaml(OmegaConf.create(nested)))
+        file.write("\n".join(lines) + (OmegaConf.to_yaml(OmegaConf.create(own)) if own else ""))
     return target
+
+
+def _one_line(text: str) -> str:
+    return " ".join(text.split())
+
+
+def differences(config: Config, model: str) -> dict[str, Any]:
+    """The keys, nested, whose values are not those that task, ``model`` and data alone would give.
+
+    Of those that :func:`lightning_glue.config.identity` has: not where a run is carried out or recorded.
+    """
+    usual = configuration.compose(task=config.task.name, model=model, data=config.data.source)
+    before, nested = configuration.identity(usual), dict[str, Any]()
+    for key, value in configuration.identity(config).items():
+        if value != before[key]:
+            group, _, name = key.rpartition(".")
+            (nested.setdefault(group, {}) if group else nested)[name] = value
+    return nested

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import os
-import select
 import selectors
 import signal
 import socket
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,6 +17,7 @@ from pathlib import Path
 from lightning_glue.channel import Channel, Message
 
 GRACE_SECONDS = 20.0  # between SIGTERM and SIGKILL
+_READABLE = 40  # characters of a study's name in the name of its folder
 
 
 @dataclass(frozen=True)
@@ -126,28 +127,28 @@ class Group:
         codes = [str(process.returncode) for process in self.processes if process.returncode]
         return f"process exited with code {codes[0]}" if codes else "process closed its channel"
 
+    def signal(self, number: int) -> None:
+        """To every process and what it has started."""
+        for process in self.processes:
+            with suppress(ProcessLookupError):
+                os.killpg(process.pid, number)
+
+    def is_running(self) -> bool:
+        return any(process.poll() is None for process in self.processes)
+
     def stop(self, selector: selectors.BaseSelector, grace: float = GRACE_SECONDS) -> None:
-        """End every process and what it has started; SIGKILL after ``grace`` seconds."""
-        for channel in self.channels:
-            selector.unregister(channel)
+        stop([self], selector, grace)
+
+    def close(self, selector: selectors.BaseSelector) -> None:
+        """Kill what still runs, and forget it."""
+        self.signal(signal.SIGKILL)
         for process in self.processes:
-            _signal_session(process, signal.SIGTERM if grace else signal.SIGKILL)
-        deadline = time.monotonic() + grace
-        while any(process.poll() is None for process in self.processes) and time.monotonic() < deadline:
-            self._answer_reports()
-        for process in self.processes:
-            _signal_session(process, signal.SIGKILL)
             process.wait()
         for channel in self.channels:
+            with suppress(KeyError):  # its end was read before
+                selector.unregister(channel)
             channel.close()
         self.processes, self.channels = [], []
-
-    def _answer_reports(self) -> None:
-        """Let a trial that waits for a decision go on to its orderly end."""
-        readable, _, _ = select.select(self.channels[:1], [], [], 0.1)
-        for message in (self.channels[0].receive() or []) if readable else []:
-            if message["event"] == "report":
-                self.send_to(0, {"prune": False})
 
     def last_words(self, lines: int = 15) -> str:
         """The end of the log."""
@@ -156,9 +157,32 @@ class Group:
         return "\n".join(self.log.read_text(errors="replace").splitlines()[-lines:])
 
 
-def _signal_session(process: subprocess.Popen[bytes], number: int) -> None:
-    with suppress(ProcessLookupError):
-        os.killpg(process.pid, number)
+def stop(
+    groups: list[Group],
+    selector: selectors.BaseSelector,
+    grace: float = GRACE_SECONDS,
+    heard: Callable[[Group, int, Message], None] = lambda group, rank, message: None,
+) -> None:
+    """End every process of the groups and what it has started, all at once; SIGKILL after ``grace`` seconds.
+
+    Args:
+        selector: where the groups are registered.
+        heard: is called with what a process says meanwhile, its group and its rank; a trial that waits for a decision
+            gets it there and goes on to its orderly end.
+    """
+    for group in groups if grace else ():
+        group.signal(signal.SIGTERM)
+    deadline = time.monotonic() + grace
+    while time.monotonic() < deadline and any(group.is_running() for group in groups):
+        for key, _ in selector.select(timeout=0.1):
+            group, rank = key.data
+            messages = group.channels[rank].receive()
+            if messages is None:
+                selector.unregister(key.fileobj)
+            for message in messages or ():
+                heard(group, rank, message)
+    for group in groups:
+        group.close(selector)
 
 
 def _visible(gpus: tuple[int, ...]) -> list[str]:
@@ -174,12 +198,12 @@ def _free_port() -> int:
         return probe.getsockname()[1]
 
 
-def log_folder(study: str) -> Path:
-    """Where this machine keeps a study's logs and the checkpoints of its running trials."""
-    safe = "".join(c if c.isalnum() or c in "-_." else "_" for c in study)
-    return Path("mlruns") / ".tune" / safe
+def study_folder(name: str, study_id: str) -> Path:
+    """Where this machine keeps a study's logs and the checkpoints of its running trials: one for each study alone."""
+    readable = "".join(c if c.isascii() and (c.isalnum() or c in "-_.") else "_" for c in name)
+    return Path("mlruns") / ".tune" / f"{readable[:_READABLE].lstrip('.')}-{study_id}"
 
 
-def scratch_folder(study: str, trial: int, seed: int) -> Path:
-    """Checkpoints of one training while its trial is not finished."""
-    return log_folder(study) / f"trial-{trial}-seed-{seed}"
+def scratch_folder(study: Path, trial: int, seed: int) -> Path:
+    """Checkpoints of one training while its trial is not finished, in its study's folder."""
+    return study / f"trial-{trial}-seed-{seed}"

@@ -13,13 +13,9 @@ import torch
 from lightning_glue.trial import Outcome
 
 
-def parameters(job: Any) -> dict[str, float]:
-    return {key: float(value) for key, value in (entry.split("=") for entry in job.overrides)}
-
-
 def objective(job: Any, report: Callable[[int, float], bool], tell_run: Callable[[str], None]) -> Outcome:
     """``x``, reported twice; larger is better. ``CHEAP_SECONDS`` slows it down."""
-    value = parameters(job)["x"]
+    value = job.config["x"]
     for step in (1, 2):
         time.sleep(float(os.environ.get("CHEAP_SECONDS", "0")))
         if report(step, value):
@@ -29,7 +25,7 @@ def objective(job: Any, report: Callable[[int, float], bool], tell_run: Callable
 
 def out_of_memory(job: Any, report: Callable[[int, float], bool], tell_run: Callable[[str], None]) -> Outcome:
     """No room for large ``x``."""
-    if parameters(job)["x"] > 0.5:
+    if job.config["x"] > 0.5:
         raise torch.OutOfMemoryError("tried to allocate 1 PiB")
     return objective(job, report, tell_run)
 
@@ -45,11 +41,11 @@ def dies_once(job: Any, report: Callable[[int, float], bool], tell_run: Callable
 
 def noisy(job: Any, report: Callable[[int, float], bool], tell_run: Callable[[str], None]) -> Outcome:
     """``x`` plus a tenth of the seed; below 0.2 it has collapsed."""
-    values = parameters(job)
+    values = job.config
     value = values["x"] + values["seed"] / 10
     report(1, value)
     return Outcome(value, collapsed=values["x"] < 0.2, data={"train": "same"})
 
 
 def other_data(job: Any, report: Callable[[int, float], bool], tell_run: Callable[[str], None]) -> Outcome:
-    return Outcome(0.5, data={"train": str(parameters(job)["x"])})
+    return Outcome(0.5, data={"train": str(job.config["x"])})

@@ -8,7 +8,9 @@ from pathlib import Path
 import optuna
 
 from lightning_glue.controller import Controller, Running
-from lightning_glue.study import SharedStudy, make_sampler, open_storage
+from lightning_glue.sampling import make_sampler
+from lightning_glue.storage import open_storage
+from lightning_glue.study import SharedStudy
 from lightning_glue.trial import Job
 from lightning_glue.workers import places
 
@@ -24,13 +26,13 @@ class Silent:
 def share(
     storage: str,
     name: str,
-    total: int,
+    total: int | None,
     *,
     retries: int = 2,
     heartbeat: float = HEARTBEAT,
     pruner: optuna.pruners.BasePruner | None = None,
 ):
-    """A study of one parameter ``x`` between 0 and 1."""
+    """A study of one parameter ``x`` between 0 and 1; ``total`` None: its queue is to be filled."""
     study = SharedStudy(
         name,
         open_storage(storage),
@@ -40,7 +42,8 @@ def share(
         heartbeat=heartbeat,
         retries=retries,
     )
-    study.fill_queue(total, [])
+    if total is not None:
+        study.fill_queue(total, [])
     return study
 
 
@@ -48,7 +51,7 @@ SPACE = {"x": optuna.distributions.FloatDistribution(0.0, 1.0)}
 
 
 def make_job(running: Running, seed: int, checkpoints: Path) -> Job:
-    return Job({}, [f"x={running.parameters['x']}", f"seed={seed}"], {}, str(checkpoints))
+    return Job(running.parameters | {"seed": seed}, {}, str(checkpoints))
 
 
 def control(study: SharedStudy, objective: str, *, seeds: int = 1, workers: int = 1, procs: int = 1) -> Controller:

@@ -8,9 +8,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 
-from lightning_glue.config import compose_tune
+from lightning_glue.config import compose, compose_tune, identity, unflatten
 from lightning_glue.errors import UserError
-from lightning_glue.space import first_trials, make_space, suggest_parameters
+from lightning_glue.space import first_trials, make_space, suggest_parameters, with_parameters
 from lightning_glue.tasks import TRAINABLE
 
 
@@ -87,6 +87,33 @@ def test_a_first_trial_outside_the_space_is_refused() -> None:
     config, tune = compose_tune(["optimizer.layer_decay=0.5"], task="RTE", model="roberta.base")
     with pytest.raises(UserError, match="lies outside the search space"):
         first_trials(tune, config, make_space(tune.parameters, set()))
+
+
+@pytest.mark.parametrize("factor", ["3", "0.7", "1.1", "7", "0.1"])
+@pytest.mark.parametrize("space", ["paper", "wide"])
+def test_the_recipe_lies_in_the_space_whatever_the_factor_of_the_model(factor: str, space: str) -> None:
+    for task in TRAINABLE:  # 3 x 1e-5 is 3.0000000000000004e-05, and the choice is 3e-05
+        overrides = [f"model.lr_factor={factor}", f"tune.space={space}"]
+        config, tune = compose_tune(overrides, task=task, model="roberta.base")
+        searched = make_space(tune.parameters, {"model.lr_factor"})
+        (law, value) = searched["optimizer.lr"], first_trials(tune, config, searched)[0]["optimizer.lr"]
+        assert value == pytest.approx(config.lr) and law._contains(law.to_internal_repr(value))
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        {"optimizer.lr": 3e-5, "data.batch_size": 32, "trainer.max_epochs": 4},
+        {"task.lr": 1e-4},
+        {"model.lr_factor": 2.5, "model.dropout": 0.3},
+        {"task.batch_size": 24, "task.max_epochs": 2},
+        {"seed": 7, "optimizer.decay_biases": False, "data.on_bad_row": "skip"},
+    ],
+)
+def test_a_trial_is_configured_as_the_command_line_would(overrides: dict[str, object]) -> None:
+    base = compose([], task="RTE", model="roberta.base")
+    asked = compose([f"{key}={value}" for key, value in overrides.items()], task="RTE", model="roberta.base")
+    assert identity(unflatten(with_parameters(base, overrides))) == identity(asked)
 
 
 @given(st.lists(st.integers(1, 64), min_size=1, max_size=5, unique=True), st.floats(1e-6, 1e-2), st.floats(1.01, 100))

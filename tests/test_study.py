@@ -5,19 +5,25 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import optuna
 import pytest
 from conftest import ROOT
 from control import SPACE, control, share
+from optuna.distributions import CategoricalDistribution
 from optuna.trial import TrialState
 from postgres import Postgres
 
 from lightning_glue.errors import UserError
-from lightning_glue.study import STALE_BEATS, SharedStudy, make_pruner, make_sampler, open_storage
+from lightning_glue.sampling import make_pruner, make_sampler
+from lightning_glue.slots import Slots, is_surplus, slot_of
+from lightning_glue.storage import open_storage
+from lightning_glue.study import AHEAD, STALE_BEATS, SharedStudy
 
 HERE = Path(__file__).parent
 
@@ -82,7 +88,7 @@ def wait_for(condition, seconds: float = 60) -> None:
 
 
 def test_the_queue_is_exact_and_starts_with_the_given_parameters(storage: str) -> None:
-    study = share(storage, "queue", 0)
+    study = share(storage, "queue", None)
     study.fill_queue(4, [{"x": 0.25}])
     study.fill_queue(4, [{"x": 0.25}])  # asked again: nothing is missing
     claimed = [study.claim(SPACE) for _ in range(5)]
@@ -110,6 +116,140 @@ def test_a_failed_trial_is_queued_again_with_what_it_has_reached(storage: str) -
     assert not study.fail(second._trial_id, "killed", again=True)  # retries=1
     assert study.claim(SPACE) is None
     assert [trial.state for trial in study.trials()] == [TrialState.FAIL] * 2
+
+
+@pytest.mark.parametrize("drawn", [False, True])
+def test_a_retry_keeps_what_was_queued_for_it(storage: str, drawn: bool) -> None:
+    study = share(storage, "queued", None, retries=1)
+    study.fill_queue(1, [{"x": 0.125}])
+    if drawn:
+        trial_id = study.claim(SPACE)._trial_id
+    else:  # its controller died between owning it and drawing
+        trial_id = study.trials()[0]._trial_id
+        study.storage.set_trial_state_values(trial_id, TrialState.RUNNING)
+    assert study.fail(trial_id, "killed", again=True)
+    assert study.claim(SPACE).params == {"x": 0.125}
+
+
+GRID = [{"x": x, "y": y} for x in (1, 2, 3) for y in (16, 32)]
+POINTS = {"x": CategoricalDistribution([1, 2, 3]), "y": CategoricalDistribution([16, 32])}
+
+
+@pytest.mark.parametrize("lost", range(6))
+def test_a_grid_tries_a_failed_point_again_and_no_other(storage: str, lost: int) -> None:
+    study = share(storage, "grid", None, retries=0)
+    study.fill_queue(6, GRID)
+    for number, point in enumerate(GRID):
+        trial = study.claim(POINTS)
+        assert trial.params == point
+        if number == lost:
+            assert not study.fail(trial._trial_id, "killed", again=True)
+        else:
+            study.finish(trial._trial_id, TrialState.COMPLETE, 0.5)
+    assert study.left() == (0, False)  # the same command does not try it again
+    again = share(storage, "grid", None, retries=0)
+    again.fill_queue(6, GRID)
+    assert again.claim(POINTS).params == GRID[lost]
+    assert again.claim(POINTS) is None
+
+
+def test_fewer_trials_than_before_are_all_that_is_done(storage: str) -> None:
+    share(storage, "fewer", 6)
+    study = share(storage, "fewer", None)
+    assert study.asked_for() == 6
+    study.fill_queue(2, [], grows=False)
+    for _ in range(2):
+        study.finish(study.claim(SPACE)._trial_id, TrialState.COMPLETE, 0.5)
+    assert study.claim(SPACE) is None
+    assert study.left() == (0, False)
+    assert share(storage, "fewer", 6).left()[0] == 4
+
+
+def work(storage: str, name: str, total: int, begin: threading.Barrier) -> None:
+    """A controller whose trials take no time."""
+    study = share(storage, name, None)
+    begin.wait(60)
+    study.fill_queue(total, [])
+    while True:
+        trial = study.claim(SPACE)
+        if trial:
+            study.finish(trial._trial_id, TrialState.COMPLETE, trial.params["x"])
+        elif study.left() == (0, False):
+            return
+
+
+def work_together(storage: str, name: str, total: int, controllers: int) -> list[optuna.trial.FrozenTrial]:
+    """Several controllers ask for ``total`` trials at the same moment; those that count."""
+    begin = threading.Barrier(controllers)
+    with ThreadPoolExecutor(controllers) as pool:
+        for done in [pool.submit(work, storage, name, total, begin) for _ in range(controllers)]:
+            done.result(timeout=120)
+    trials = optuna.load_study(study_name=name, storage=open_storage(storage)).trials
+    assert [trial.number for trial in trials] == list(range(len(trials)))
+    for trial in trials:
+        assert trial.state == TrialState.COMPLETE or is_surplus(trial)
+        assert trial.state == TrialState.COMPLETE or "heartbeat" not in trial.user_attrs  # it never ran
+    return [trial for trial in trials if trial.state == TrialState.COMPLETE]
+
+
+@pytest.mark.parametrize("kind", ["sqlite", "journal", "postgresql"])
+def test_controllers_that_raise_the_number_of_trials_at_once_get_exactly_that(
+    kind: str, tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
+    storage = {"sqlite": f"sqlite:///{tmp_path / 'study.db'}", "journal": str(tmp_path / "study.journal")}.get(kind)
+    storage = storage or request.getfixturevalue("postgres").new_database("raised")
+    assert len(work_together(storage, "raised", 10, controllers=1)) == 10
+    assert len(work_together(storage, "raised", 50, controllers=2)) == 50
+    trials = work_together(storage, "raised", 70, controllers=4)
+    assert len(trials) == 70
+    assert sorted(slot_of(trial) for trial in trials) == list(range(70))
+    assert len({trial.params["x"] for trial in trials}) == 70  # no two draw the same
+
+
+def test_a_search_draws_the_same_whatever_the_number_of_controllers(storage: str) -> None:
+    def drawn(name: str, controllers: int) -> dict[int, float]:
+        return {trial.number: trial.params["x"] for trial in work_together(storage, name, 24, controllers)}
+
+    alone, shared = drawn("alone", 1), drawn("shared", 2)
+    assert {number: shared[number] for number in alone.keys() & shared.keys()} == alone
+
+
+def test_two_controllers_that_queue_the_same_slot_run_one_trial(storage: str) -> None:
+    one, other = share(storage, "same-slot", 1), share(storage, "same-slot", 1)
+    one._make(Slots([]), 0)  # as if it had looked before the first was there
+    assert len(one.trials(TrialState.WAITING)) == 2
+    assert other.claim(SPACE).number == 0
+    assert one.claim(SPACE) is None
+    assert [is_surplus(trial) for trial in one.trials()] == [False, True]
+
+
+def test_a_maker_that_dies_over_the_queue_leaves_nothing_out(storage: str) -> None:
+    code = (
+        "import os; from control import *; made = []; real = SharedStudy._make\n"
+        "def make(self, slots, slot):\n"
+        "    real(self, slots, slot); made.append(slot); len(made) == 3 and os.kill(os.getpid(), 9)\n"
+        f"SharedStudy._make = make; share({storage!r}, 'maker', 20)"
+    )
+    subprocess.run([sys.executable, "-c", code], check=False)
+    assert len(optuna.load_study(study_name="maker", storage=open_storage(storage)).trials) == 3
+    assert len(work_together(storage, "maker", 20, controllers=2)) == 20
+
+
+def test_few_trials_wait_however_many_are_to_come(storage: str) -> None:
+    study = share(storage, "long", 3000)
+    assert len(study.trials()) == AHEAD
+    assert study.left() == (3000, False)
+    study.claim(SPACE)
+    assert len(study.trials(TrialState.WAITING)) == AHEAD
+
+
+def test_a_study_is_known_by_its_id_not_by_its_name(tmp_path: Path) -> None:
+    dead, new = (share(str(tmp_path / f"{name}.journal"), "same", 1) for name in ("dead", "new"))
+    assert dead.id != new.id
+    assert share(str(tmp_path / "new.journal"), "same", 1).id == new.id
+    old = optuna.create_study(study_name="old", storage=open_storage(str(tmp_path / "o.journal")), direction="maximize")
+    old.set_user_attr("space", {"x": "0 to 1"})  # made by a version that gave none
+    assert len({share(str(tmp_path / "o.journal"), "old", 1).id for _ in range(3)}) == 1
 
 
 def test_an_interruption_costs_no_retry(storage: str) -> None:
@@ -152,6 +292,29 @@ def test_a_silent_trial_of_another_machine_is_given_up_after_four_heartbeats(sto
     assert other.beat(talking._trial_id)
 
 
+def test_the_silence_of_others_is_not_counted_while_the_storage_was_away(storage: str) -> None:
+    study, other = (share(storage, "outage", 2, heartbeat=0.2) for _ in range(2))
+    trial = other.claim(SPACE)
+    study.set_trial_attribute(trial._trial_id, "heartbeat", "elsewhere 1 1")
+    assert study.reap() == []
+    away, real = [True], study.storage.get_all_trials
+
+    def get_all_trials(*args, **options):  # the storage is away for longer than a trial may be silent
+        if away and (away.clear() or True):
+            time.sleep(STALE_BEATS * 0.2 * 1.5)
+            raise optuna.exceptions.StorageInternalError("the connection was closed")
+        return real(*args, **options)
+
+    study.storage.get_all_trials = get_all_trials
+    assert study.reap() == []
+    time.sleep(STALE_BEATS * 0.2 * 1.5)  # nor while this controller itself was held up
+    assert study.reap() == []
+    deadline = time.monotonic() + 20
+    while not study.reap():  # silent all the same
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+
+
 def test_another_configuration_under_the_same_name_is_refused(storage: str) -> None:
     share(storage, "same", 1)
     sampler, pruner = make_sampler("random", 1), optuna.pruners.NopPruner()
@@ -161,12 +324,23 @@ def test_another_configuration_under_the_same_name_is_refused(storage: str) -> N
 
 @pytest.mark.parametrize(
     "url",
-    ["postgresql://127.0.0.1:9/none", "grpc://127.0.0.1:9", "sqlite:////no/such/folder/x.db", "/no/such/x.journal",
-     "nonsense://x"],
+    ["postgresql://127.0.0.1:9/none", "postgresql://ann@127.0.0.1:9/none", "grpc://127.0.0.1:9",
+     "sqlite:////no/such/folder/x.db", "/no/such/x.journal", "nonsense://x"],
 )  # fmt: skip
 def test_a_storage_that_cannot_be_reached_is_one_line(url: str) -> None:
     with pytest.raises(UserError, match=f"^storage {url} cannot be reached: [^\n]+$"):
         open_storage(url)
+
+
+@pytest.mark.parametrize(
+    "url",
+    ["postgresql://ann:s3cr3t@127.0.0.1:9/none", "grpc://ann:s3cr3t@127.0.0.1:9", "postgres+x://ann:s3cr3t@h/d",
+     "grpc://ann:s3cr3t@127.0.0.1:port"],
+)  # fmt: skip
+def test_a_storage_that_cannot_be_reached_keeps_its_password(url: str) -> None:
+    with pytest.raises(UserError, match=r"cannot be reached") as caught:
+        open_storage(url)
+    assert "s3cr3t" not in str(caught.value) and "ann:***@" in str(caught.value)
 
 
 def test_wilcoxon_wants_several_seeds() -> None:
@@ -211,7 +385,7 @@ def test_four_controllers_share_160_trials_on_postgresql(postgres: Postgres) -> 
     assert [trial.number for trial in trials] == list(range(160))
     assert {trial.state for trial in trials} == {TrialState.COMPLETE}
     assert all(trial.value == trial.params["x"] for trial in trials)
-    controllers = {trial.user_attrs["heartbeat"].split()[1] for trial in trials}
+    controllers = {trial.user_attrs["heartbeat"].split()[3] for trial in trials}
     assert len(controllers) == 4  # each did its share
 
 

@@ -21,9 +21,12 @@ from control import Silent
 from mlflow.entities import Run
 from optuna.trial import TrialState
 
+from lightning_glue.config import compose, flatten
 from lightning_glue.controller import Controller
+from lightning_glue.sampling import make_sampler
 from lightning_glue.space import make_space
-from lightning_glue.study import SharedStudy, make_sampler, open_storage
+from lightning_glue.storage import open_storage
+from lightning_glue.study import SharedStudy
 from lightning_glue.trial import Job
 from lightning_glue.workers import places
 
@@ -86,6 +89,11 @@ def wait_for(condition, seconds: float = 90) -> None:
         time.sleep(0.1)
 
 
+def scratch_checkpoint(project: Path) -> list[Path]:
+    """The last checkpoint of trial 0, once there is one."""
+    return list((project / "mlruns" / ".tune").glob("wnli-*/trial-0-seed-0/last.ckpt"))
+
+
 def trial_processes(controller: subprocess.Popen[str]) -> list[psutil.Process]:
     below = psutil.Process(controller.pid).children(recursive=True)
     return [process for process in below if "lightning_glue.trial" in " ".join(process.cmdline())]
@@ -138,8 +146,7 @@ def test_a_search_is_tracked_drawn_and_leaves_a_recipe(project: Path) -> None:
 
 def test_a_killed_trial_goes_on_from_its_checkpoint_in_the_same_run(project: Path) -> None:
     search = start(project, "--trials", "2", "trainer.max_epochs=12", *SHORT[1:])
-    checkpoint = project / "mlruns" / ".tune" / "wnli" / "trial-0-seed-0" / "last.ckpt"
-    wait_for(checkpoint.is_file)
+    wait_for(lambda: scratch_checkpoint(project))
     (process,) = trial_processes(search)
     process.kill()
     output, _ = search.communicate(timeout=240)
@@ -177,7 +184,7 @@ def test_a_killed_search_goes_on_where_it_was(project: Path) -> None:
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_stopping_a_search_leaves_no_process_and_no_lost_trial(project: Path, number: signal.Signals) -> None:
     search = start(project, "--trials", "2", "--procs", "2", "trainer.max_epochs=50", *SHORT[1:])
-    wait_for((project / "mlruns" / ".tune" / "wnli" / "trial-0-seed-0" / "last.ckpt").is_file)
+    wait_for(lambda: scratch_checkpoint(project))
     processes = trial_processes(search)
     assert len(processes) == 2
     search.send_signal(number)
@@ -206,9 +213,8 @@ def test_the_prune_decision_reaches_every_process_of_a_trial(project: Path) -> N
 
     def make_job(running, seed: int, checkpoints: Path) -> Job:
         overrides = ["trainer.gpus=0", "trainer.procs=2", "trainer.max_epochs=40", *SHORT[1:]]
-        overrides += [f"optimizer.lr={running.parameters['optimizer.lr']}", "tracking.checkpoints=false"]
-        choices = {"task": "WNLI", "model": "tiny", "data": "sample", "experiment": None}
-        return Job(choices, overrides, {}, str(checkpoints))
+        config = compose([*overrides, "tracking.checkpoints=false"], task="WNLI", model="tiny", data="sample")
+        return Job(flatten(config) | running.parameters, {}, str(checkpoints))
 
     where = places(workers=1, gpus=0, gpus_per_trial=1, trials_per_gpu=1, procs=2)
     Controller(study, space, make_job, where, Silent()).run()
