@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import shutil
 from collections.abc import Iterator
 from contextlib import suppress
@@ -28,12 +29,24 @@ if TYPE_CHECKING:
 
 JOURNAL_TAG = "lightning_glue.journal"  # id of the journal that writes the run
 MANIFEST = "checkpoints/manifest.json"
+_CHECKPOINT = re.compile(r"checkpoints/[\w.-]+\.ckpt", re.ASCII)
 _METRICS, _PARAMS = 1000, 100  # what a call of log_batch may carry
 _PARAM_LIMIT = 6000  # characters of a value MLflow stores
 
 
 class Undelivered(Exception):
     """The server did not take a record; what follows it waits."""
+
+
+def checkpoint_name(text: str) -> str:
+    """A checkpoint's path below a run's artifacts, as a manifest or a journal names it.
+
+    Raises:
+        UserError: it is anything else, which could lead out of the folder.
+    """
+    if not isinstance(text, str) or not _CHECKPOINT.fullmatch(text):
+        raise UserError(f"{str(text)[:200]!r} is no checkpoint's name; expected checkpoints/<name>.ckpt")
+    return text
 
 
 def local_folder(artifact_uri: str) -> Path | None:

@@ -354,20 +354,21 @@ class MLflowTracker(Logger):
         return f"{self._experiment} / {self._run_name} ({self.run_id}) at {self.uri}"
 
 
-def unfinished_run(root: Path, uri: str | None, experiment: str, digest: str) -> str | None:
-    """Id of the newest run of a configuration that neither finished nor is at work: by its journal, else by MLflow.
+def unfinished_runs(root: Path, uri: str | None, experiment: str, digest: str) -> list[str]:
+    """Ids of the runs of a configuration that neither finished nor are at work, the newest first.
 
     MLflow knows the runs of other machines. One that is RUNNING there is left alone: its watcher would have ended it.
     """
+    found_here = []
     for folder in journals(root):
         records = Journal(folder).read()
         tags = records[0][0]["start"]["tags"] if records else {}
         if "mlflow.parentRunId" in tags:
             continue  # a trial of a study, which sees to its own
         if tags.get(_CONFIGURATION) == digest and final_status(records) != "FINISHED" and not is_alive(folder):
-            return folder.name
+            found_here.append(folder.name)
     if not str(uri).startswith("http"):
-        return None
+        return found_here
     from mlflow.exceptions import MlflowException
 
     try:
@@ -378,7 +379,9 @@ def unfinished_run(root: Path, uri: str | None, experiment: str, digest: str) ->
         runs = client.search_runs([found.experiment_id], filters, order_by=newest_first) if found else []
     except (MlflowException, OSError) as error:
         raise UserError(f"--resume auto: MLflow at {uri} does not answer: {reason(error)}") from None
-    return next((run.info.run_id for run in runs if run.info.status in ("KILLED", "FAILED")), None)
+    known = {State(root / name).run_id for name in found_here}
+    there = [run for run in runs if "mlflow.parentRunId" not in run.data.tags and run.info.run_id not in known]
+    return found_here + [run.info.run_id for run in there if run.info.status in ("KILLED", "FAILED")]
 
 
 def run_tags(config: Config) -> dict[str, str]:
