@@ -78,6 +78,7 @@ def read_checkpoint(path: Path) -> Resume:
     Raises:
         UserError: the file is missing or damaged, or cannot be continued from.
     """
+    check_whole(path)
     checkpoint = safe_load(path, mapped=True)
     if POSITION not in checkpoint:
         raise UserError(f"{path} cannot be resumed: it holds weights only; expected the last.ckpt of a run")
@@ -87,7 +88,6 @@ def read_checkpoint(path: Path) -> Resume:
     )
     if not whole or not isinstance(position, list | tuple) or [type(number) for number in position] != [int, int]:
         raise UserError(f"{path} cannot be resumed: run, configuration or position are missing in it")
-    check_whole(path)
     return Resume(record["run_id"], path, record, (position[0], position[1]))
 
 

@@ -18,7 +18,7 @@ from pytorch_lightning.plugins import TorchCheckpointIO
 from pytorch_lightning.trainer.states import TrainerFn
 
 from lightning_glue import atomic
-from lightning_glue.errors import UserError
+from lightning_glue.errors import UserError, first_line
 from lightning_glue.monitor import BestEvaluation, dev_metrics
 from lightning_glue.preemption import Preemption, Stopped
 from lightning_glue.pretrained import safe_load
@@ -31,14 +31,20 @@ _BEST, _LAST = "best.ckpt", "last.ckpt"
 
 
 def check_whole(path: Path) -> None:
-    """Raise UserError where a checkpoint's content is not what was written: PyTorch does not look at its checksums."""
+    """Raise UserError where a checkpoint is not what a run wrote: PyTorch does not look at the checksums in it."""
     import zipfile
 
+    if not path.is_file():
+        raise UserError(f"checkpoint {path} does not exist")
     try:
         with zipfile.ZipFile(path) as archive:
+            unpacked = sum(entry.file_size for entry in archive.infolist())
+            packed = any(entry.compress_type != zipfile.ZIP_STORED for entry in archive.infolist())
+            if packed or unpacked > path.stat().st_size:
+                raise UserError(f"{path} is no checkpoint of a run: it is compressed")
             broken = archive.testzip()
-    except (zipfile.BadZipFile, OSError, NotImplementedError, RuntimeError, EOFError) as error:
-        raise UserError(f"{path} is damaged: {str(error) or type(error).__name__}") from None
+    except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError, RuntimeError, EOFError) as error:
+        raise UserError(f"{path} is damaged: {first_line(error)}") from None
     if broken:
         raise UserError(f"{path} is damaged: the checksum of {broken} is not that of its content")
 

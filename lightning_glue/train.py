@@ -613,6 +613,7 @@ def main() -> None:
         return train(config, "auto" if requeued else args.resume)
     from lightning_glue.resume import find
 
+    quiet()
     found = find(args.resume, config)
     train(check_arguments(args, found.record["config"]), found)
 
