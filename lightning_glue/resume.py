@@ -52,12 +52,14 @@ class Resume:
         path: its last checkpoint; None where it was interrupted before the first one.
         record: the checkpoint's plain values.
         position: epochs done, batches done in the next one.
+        step: optimizer steps done.
     """
 
     run_id: str
     path: Path | None
     record: dict[str, Any]
     position: tuple[int, int] = (0, 0)
+    step: int = 0
 
     def carry_best(self, checkpoints: Path) -> list[str]:
         """Take the best weights so far along, where the run goes on in another folder; the names of the files."""
@@ -88,7 +90,7 @@ def read_checkpoint(path: Path) -> Resume:
     )
     if not whole or not isinstance(position, list | tuple) or [type(number) for number in position] != [int, int]:
         raise UserError(f"{path} cannot be resumed: run, configuration or position are missing in it")
-    return Resume(record["run_id"], path, record, (position[0], position[1]))
+    return Resume(record["run_id"], path, record, (position[0], position[1]), int(checkpoint.get("global_step", 0)))
 
 
 def find(reference: str, config: Config) -> Resume | None:

@@ -18,6 +18,7 @@ from pytorch_lightning.plugins import TorchCheckpointIO
 from pytorch_lightning.trainer.states import TrainerFn
 
 from lightning_glue import atomic
+from lightning_glue.distributed import Vote
 from lightning_glue.errors import UserError, first_line
 from lightning_glue.monitor import BestEvaluation, dev_metrics
 from lightning_glue.preemption import Preemption, Stopped
@@ -107,70 +108,60 @@ class Checkpoints(Checkpoint):
         self.kept: list[tuple[float, int]] = []  # value and step of the best evaluations, the best first
         self.saved_step = -1
         self.stop = 0  # the signal that all processes stop for
-        self._ballot: tuple[torch.Tensor, Any] | None = None
+        self._asked_to_save = False
+        self._vote: Vote | None = None
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         # Where torchrun or SLURM started the others, they know of the journal only now.
         os.environ[JOURNAL] = trainer.strategy.broadcast(os.environ.get(JOURNAL, ""))
 
+    def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        if trainer.is_global_zero:  # what the training was resumed from is loaded
+            self._settle_files(trainer)
+
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self.saved_step, self.saved_at = trainer.global_step, time.monotonic()
-        self.preemption.saved_step = trainer.global_step or None
-        # Lightning asks process 0 about SIGTERM before every batch and waits for the answer: see _agreed.
+        # Lightning asks process 0 about SIGTERM before every batch and waits for the answer: see Vote.
         trainer.fit_loop.epoch_loop._broadcast_sigterm_tensor = lambda: None
-        self._group = torch.distributed.new_group(backend="gloo") if trainer.world_size > 1 else None
-        if trainer.is_global_zero:
-            self._settle_files(trainer)
-        self._cast_vote(trainer)
-        if stop := self._agreed(trainer)[0]:
+        self._vote = Vote(trainer.world_size)
+        if stop := self._vote_to_the_end(trainer):
             raise Stopped(stop)
-        self._cast_vote(trainer)
 
     def on_train_batch_start(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
     ) -> None:
         if batch_idx % trainer.accumulate_grad_batches == 0:
             step = trainer.global_step
-            stop, due = self._agreed(trainer)
+            assert self._vote
+            stop, due = self._vote.cast(*self._wish(trainer))
             due = due or bool(stop) or bool(self.every_steps and step % self.every_steps == 0)
             if due and step != self.saved_step:
                 self.save_last(trainer)
             if stop:
                 raise Stopped(stop)
-            self._cast_vote(trainer)
         place = trainer.fit_loop.total_batch_idx * trainer.world_size + trainer.global_rank
         torch.manual_seed(int(np.random.SeedSequence([self.seed, place]).generate_state(1)[0]))
 
     def _wish(self, trainer: pl.Trainer) -> tuple[int, bool]:
-        """The signal this process got, if any, and whether it is time to save, by the clock of process 0."""
-        elapsed = time.monotonic() - self.saved_at
-        due = trainer.is_global_zero and self.every_seconds is not None and elapsed >= self.every_seconds
+        """The signal this process got, if any, and whether it is time to save, which process 0 asks for once."""
+        due = False
+        if trainer.is_global_zero and self.every_seconds is not None and not self._asked_to_save:
+            due = self._asked_to_save = time.monotonic() - self.saved_at >= self.every_seconds
         return int(self.preemption.received or 0), due
 
-    def _cast_vote(self, trainer: pl.Trainer) -> None:
-        if self._group is not None:
-            flags = torch.tensor(self._wish(trainer), dtype=torch.int32)
-            maximum = torch.distributed.ReduceOp.MAX
-            self._ballot = flags, torch.distributed.all_reduce(flags, maximum, group=self._group, async_op=True)
-
-    def _agreed(self, trainer: pl.Trainer) -> tuple[int, bool]:
-        """What all processes do: the signal to stop for (0: none), and whether to save.
-
-        Where there are several processes, it is what they voted one step ago: nobody waits for the others.
-        """
-        if self._group is None:
-            return self._wish(trainer)
-        if self._ballot is None:
-            return 0, False
-        (flags, work), self._ballot = self._ballot, None
-        work.wait()
-        return int(flags[0]), bool(flags[1])
+    def _vote_to_the_end(self, trainer: pl.Trainer) -> int:
+        """The signal that any process got until now; every process waits for the others."""
+        assert self._vote
+        wish = int(self.preemption.received or 0), False
+        return max(self._vote.cast(*wish)[0], self._vote.cast(*wish)[0])
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        self.stop, _ = self._agreed(trainer)
-        if self._group is not None:
-            self._cast_vote(trainer)
-            self.stop = self._agreed(trainer)[0] or self.stop
+        self.stop = self._vote_to_the_end(trainer)
+        self._vote.close()
+
+    def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
+        if self._vote:
+            self._vote.close()
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         if trainer.state.fn == TrainerFn.FITTING:
@@ -251,7 +242,7 @@ class Checkpoints(Checkpoint):
             logger.save()  # nothing before the checkpoint's step may be missing from the run
         self._save(trainer, _LAST, resumable=True)
         self.saved_step = self.preemption.saved_step = trainer.global_step
-        self.saved_at = time.monotonic()
+        self.saved_at, self._asked_to_save = time.monotonic(), False
 
     def _save(self, trainer: pl.Trainer, name: str, *, resumable: bool = False) -> None:
         """Write the model's weights; ``resumable``: optimizer, schedule and position, too."""

@@ -566,6 +566,7 @@ def execute(
         if leader:
             started()
         kept = config.tracking.checkpoints or checkpoints is not None
+        preemption.saved_step = found.step if found and found.path else None
         with run_status(tracker, register, preemption, kept=kept), ExitStack() as stack:
             if leader:
                 module.record |= {"run_id": tracker.run_id, "data": digests(data.prepared.splits)}
