@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from lightning_glue.addresses import hide_secrets
 from lightning_glue.errors import UserError, suggest
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -72,6 +73,7 @@ class TrainerConfig:
     precision: str
     deterministic: bool
     checkpoint_every_steps: int | None
+    checkpoint_every_minutes: float | None
     gradient_clip_val: float
     val_check_interval: float
     early_stopping_patience: int | None
@@ -153,6 +155,7 @@ _AT_LEAST = {
     "trainer.accumulate": 1,
     "trainer.log_every": 1,
     "trainer.checkpoint_every_steps": 1,
+    "trainer.checkpoint_every_minutes": 0.001,
     "optimizer.lr": 0,
     "optimizer.eps": 0,
     "optimizer.weight_decay": 0,
@@ -390,7 +393,19 @@ def flatten(config: Config) -> dict[str, Any]:
 
 
 # Where and how a run is carried out; none of these keys changes what comes out beyond rounding.
-_PLACE = {"trainer.gpus", "trainer.procs", "trainer.checkpoint_every_steps", "data.glue_dir", "data.bpe_dir"}
+_PLACE = {
+    "trainer.gpus",
+    "trainer.procs",
+    "trainer.checkpoint_every_steps",
+    "trainer.checkpoint_every_minutes",
+    "data.glue_dir",
+    "data.bpe_dir",
+}
+
+
+def recorded(config: Config) -> dict[str, Any]:
+    """:func:`flatten` without the passwords of addresses: what is kept of a configuration, wherever that is."""
+    return {key: hide_secrets(value) if isinstance(value, str) else value for key, value in flatten(config).items()}
 
 
 def identity(config: Config) -> dict[str, Any]:

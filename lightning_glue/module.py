@@ -84,3 +84,7 @@ class GlueModule(pl.LightningModule):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         checkpoint["lightning_glue"] = self.record
+        checkpoint["diverged"] = self.diverged
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        self.diverged = checkpoint.get("diverged", "")

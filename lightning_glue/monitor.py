@@ -20,6 +20,10 @@ def dev_metrics(trainer: pl.Trainer, module: GlueModule) -> dict[str, float]:
     return {name: float(value) for name, value in trainer.callback_metrics.items() if name.split("/")[0] in names}
 
 
+def _all_finite(module: pl.LightningModule) -> bool:
+    return all(bool(parameter.isfinite().all()) for parameter in module.parameters())
+
+
 class TrainingMonitor(pl.Callback):
     """Logs ``train/*`` every ``every`` optimizer steps, and the dev metrics at the step they were measured.
 
@@ -73,6 +77,10 @@ class TrainingMonitor(pl.Callback):
         if stepped and trainer.global_step % self.every == 0:
             self._log(trainer, pl_module)
 
+    def on_train_end(self, trainer: pl.Trainer, pl_module: GlueModule) -> None:
+        if not pl_module.diverged and not _all_finite(pl_module):  # since the last point
+            pl_module.diverged = f"step {trainer.global_step}"
+
     def on_validation_end(self, trainer: pl.Trainer, pl_module: GlueModule) -> None:
         for logger in trainer.loggers:
             logger.log_metrics(dev_metrics(trainer, pl_module), step=trainer.global_step)
@@ -81,7 +89,7 @@ class TrainingMonitor(pl.Callback):
         window = trainer.strategy.reduce(self.window, reduce_op="sum")
         seconds = time.perf_counter() - self.since
         loss, batches, examples, real, padded = window.tolist()
-        if not math.isfinite(loss) and not all(p.isfinite().all() for p in pl_module.parameters()):
+        if not math.isfinite(loss) and not _all_finite(pl_module):
             pl_module.diverged = f"step {trainer.global_step}, loss {loss / batches}"  # with fp16, a loss alone may be
             trainer.should_stop = True
         values = {

@@ -1,4 +1,4 @@
-"""Continue an interrupted training exactly where it was: what is saved, when, and how it is found again.
+"""Find an interrupted training again, and continue it exactly where it was.
 
 A checkpoint is taken only between two optimizer steps. Everything random in a step follows from (seed, step, rank), and
 the order of the batches from (seed, epoch), so the position of a training is two numbers: epoch, batches done in it.
@@ -12,41 +12,36 @@ import json
 import os
 import shutil
 import signal
-import tempfile
-import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
-import numpy as np
-import pytorch_lightning as pl
-import torch
-from pytorch_lightning.callbacks import Checkpoint
-from pytorch_lightning.plugins import TorchCheckpointIO
-from pytorch_lightning.trainer.states import TrainerFn
-from pytorch_lightning.utilities.exceptions import SIGTERMException
-
 from lightning_glue import atomic
-from lightning_glue.config import Config, digest, identity, is_distributed_child
-from lightning_glue.delivery import MANIFEST, newest_copy, sha256
+from lightning_glue import config as configuration
+from lightning_glue.config import Config, digest, is_distributed_child
+from lightning_glue.delivery import MANIFEST, checkpoint_name, local_folder, sha256
 from lightning_glue.distributed import decided_by_leader
 from lightning_glue.errors import UserError, first_line
-from lightning_glue.journal import Journal, State, find_journal
-from lightning_glue.monitor import BestEvaluation, dev_metrics
+from lightning_glue.journal import JOURNALS, Journal, State, find_journal, try_lock
+from lightning_glue.paths import sqlite_file
+from lightning_glue.preemption import INHERITED
 from lightning_glue.preprocess import SplitInfo
 from lightning_glue.pretrained import safe_load
-from lightning_glue.store import connect
+from lightning_glue.saving import JOURNAL, POSITION, RECORD, check_whole
+from lightning_glue.store import connect, is_missing
 from lightning_glue.tasks import get_task
 from lightning_glue.tracking import MLflowTracker, unfinished_runs
 
-RECORD = "lightning_glue"  # key of a checkpoint's plain values: configuration, data digests, run
-POSITION = "position"
 _PR_SET_PDEATHSIG = 1
 _LAST = "checkpoints/last.ckpt"
-_INHERITED, _JOURNAL = "LIGHTNING_GLUE_RESUME", "LIGHTNING_GLUE_JOURNAL"  # in the environment of child processes
+_SCRATCH = ".scratch"  # below the folder of the journals
+_MOST = 1 << 20  # bytes of a manifest
+
+
+class PassedOver(UserError):
+    """A run that cannot be continued and never could be from here: ``--resume auto`` looks for another one."""
 
 
 @dataclass(frozen=True)
@@ -57,33 +52,45 @@ class Resume:
         path: its last checkpoint; None where it was interrupted before the first one.
         record: the checkpoint's plain values.
         position: epochs done, batches done in the next one.
+        step: optimizer steps done.
     """
 
     run_id: str
     path: Path | None
     record: dict[str, Any]
     position: tuple[int, int] = (0, 0)
+    step: int = 0
 
-    def carry_best(self, checkpoints: Path) -> None:
-        """Take the best weights so far along, where the run goes on in another folder."""
+    def carry_best(self, checkpoints: Path) -> list[str]:
+        """Take the best weights so far along, where the run goes on in another folder; the names of the files."""
         folder = self.path and self.path.parent
+        carried = []
         for best in [*folder.glob("best.ckpt"), *folder.glob("step-*.ckpt")] if folder else []:
             if not (checkpoints / best.name).exists():
                 checkpoints.mkdir(parents=True, exist_ok=True)
-                shutil.copy(best, checkpoints)
+                with open(best, "rb") as source, atomic.new_file(checkpoints / best.name, "wb") as target:
+                    shutil.copyfileobj(source, target)
+                carried.append(best.name)
+        return carried
 
 
 def read_checkpoint(path: Path) -> Resume:
-    """The run and the position of a ``last.ckpt``.
+    """The run and the position of a ``last.ckpt``, whose tensors stay in the file.
 
     Raises:
         UserError: the file is missing or damaged, or cannot be continued from.
     """
-    checkpoint = safe_load(path)
+    check_whole(path)
+    checkpoint = safe_load(path, mapped=True)
     if POSITION not in checkpoint:
         raise UserError(f"{path} cannot be resumed: it holds weights only; expected the last.ckpt of a run")
-    record = checkpoint[RECORD]
-    return Resume(record["run_id"], path, record, tuple(checkpoint[POSITION]))
+    record, position = checkpoint.get(RECORD), checkpoint[POSITION]
+    whole = (
+        isinstance(record, dict) and isinstance(record.get("run_id"), str) and isinstance(record.get("config"), dict)
+    )
+    if not whole or not isinstance(position, list | tuple) or [type(number) for number in position] != [int, int]:
+        raise UserError(f"{path} cannot be resumed: run, configuration or position are missing in it")
+    return Resume(record["run_id"], path, record, (position[0], position[1]), int(checkpoint.get("global_step", 0)))
 
 
 def find(reference: str, config: Config) -> Resume | None:
@@ -94,15 +101,16 @@ def find(reference: str, config: Config) -> Resume | None:
             that is not being trained.
 
     Raises:
-        UserError: there is nothing to continue from.
+        UserError: there is nothing to continue from, or what there was is gone.
     """
-    if _INHERITED in os.environ and is_distributed_child():
-        told = json.loads(os.environ[_INHERITED])
+    if INHERITED in os.environ and is_distributed_child():
+        told = json.loads(os.environ[INHERITED])
         path = Path(told["path"]) if told and told["path"] else None
         return told and Resume(told["run_id"], path, told["record"], tuple(told["position"]))
     found = decided_by_leader(lambda: _find(reference, config))
     if found and found.path and not found.path.exists():  # process 0 is on another machine
-        return replace(found, path=_fetch_checkpoints(config.tracking.uri, found.run_id))
+        root = Path(config.tracking.journal)
+        return replace(found, path=_fetch_checkpoints(config.tracking.uri, found.run_id, root))
     return found
 
 
@@ -111,47 +119,158 @@ def _find(reference: str, config: Config) -> Resume | None:
         if not Path(reference).is_file():
             raise UserError(f"--resume {reference}: no such file")
         return read_checkpoint(Path(reference))
+    if reference != "auto":
+        return _of_run(reference, config)
     root, uri = Path(config.tracking.journal), config.tracking.uri
-    run_id: str | None = reference
-    if reference == "auto":
-        experiment = config.tracking.experiment or get_task(config.task.name).experiment
-        run_id = next(iter(unfinished_runs(root, uri, experiment, digest(config))), None)
-        if not run_id:
-            return None
+    experiment = config.tracking.experiment or get_task(config.task.name).experiment
+    for run_id in unfinished_runs(root, uri, experiment, digest(config)):
+        try:
+            return _of_run(run_id, config)
+        except PassedOver as reason:
+            print(f"--resume auto passes over a run: {reason}", flush=True)
+        except UserError as error:
+            raise UserError(f"--resume auto: {error}") from None
+    return None
+
+
+def _of_run(run_id: str, config: Config) -> Resume:
+    """A run to continue: from its last checkpoint, here or on the server, or from the start if it never had one.
+
+    Raises:
+        PassedOver: there is nothing of it to go on with, and nothing was lost.
+        UserError: it had a checkpoint, which is gone or damaged.
+    """
+    root, uri = Path(config.tracking.journal), config.tracking.uri
     folder = find_journal(root, run_id)
-    path = _local_checkpoint(folder) if folder else _fetch_checkpoints(uri, run_id)
-    if path.is_file():
-        return read_checkpoint(path)
-    if folder:
-        return Resume(run_id, None, Journal(folder).read()[0][0]["start"])
-    raise UserError(f"--resume {reference}: no last.ckpt in that run, no journal in {root} and no such file")
+    if folder is None:
+        return replace(read_checkpoint(_fetch_checkpoints(uri, run_id, root)), run_id=run_id)
+    records = [record for record, _ in Journal(folder).read()]
+    start = next((record["start"] for record in records if "start" in record), None)
+    if start is None:
+        raise PassedOver(f"the journal {folder} of run {run_id} does not tell what it was started with")
+    state = State(folder)
+    _check_database(run_id, state)
+    places = _local_places(folder, state)
+    newest = max((path for path in places if path.is_file()), key=lambda path: path.stat().st_mtime_ns, default=None)
+    if newest:
+        return replace(_read_or_say(newest, run_id), run_id=run_id)
+    if not any(record.get("artifact") == _LAST for record in records):
+        return Resume(run_id, None, start)
+    return replace(read_checkpoint(_from_server(state, run_id, places, config)), run_id=run_id)
 
 
-def _local_checkpoint(folder: Path) -> Path:
-    """Where the run of a journal on this machine keeps its last checkpoint."""
-    return newest_copy(folder, _LAST, State(folder).artifact_uri)
-
-
-def _fetch_checkpoints(uri: str | None, run_id: str) -> Path:
-    """Bring a run's checkpoints here and check them against their manifest; the path of the last one."""
-    from mlflow.exceptions import MlflowException
-
-    client = connect(uri)
-    target = Path(tempfile.mkdtemp(prefix="lightning-glue-"))
-    atexit.register(shutil.rmtree, target, ignore_errors=True)
-    (target / "checkpoints").mkdir()
+def _read_or_say(path: Path, run_id: str) -> Resume:
+    """:func:`read_checkpoint`, or what to do."""
     try:
-        client.get_run(run_id)
-        stored = {item.path for item in client.list_artifacts(run_id, "checkpoints")}
-        manifest = json.loads(Path(client.download_artifacts(run_id, MANIFEST)).read_text()) if stored else {}
-        for path, entry in manifest.items():
-            fetched = Path(client.download_artifacts(run_id, entry["file"]))
-            if sha256(fetched) != entry["sha256"]:
-                raise UserError(f"run {run_id}: {entry['file']} is damaged (its SHA-256 is not that of the manifest)")
-            shutil.copy(fetched, target / path)
-    except (MlflowException, OSError) as error:
-        raise UserError(f"run {run_id}: no checkpoint to be had ({first_line(error)})") from None
-    return target / _LAST
+        return read_checkpoint(path)
+    except UserError as error:
+        best = path.with_name("best.ckpt")
+        way = f"start a new one with --init-from {best}, or " if best.is_file() else "start a new run "
+        raise UserError(f"run {run_id} cannot go on: {error}; restore that file, or {way}without --resume") from None
+
+
+def _local_places(folder: Path, state: State) -> list[Path]:
+    """Where the run of a journal on this machine may have its last checkpoint."""
+    store = local_folder(state.artifact_uri)
+    return [folder / "artifacts" / _LAST, *([store / _LAST] if store else [])]
+
+
+def _from_server(state: State, run_id: str, places: list[Path], config: Config) -> Path:
+    """The server's copy of a run's last checkpoint that is not where it was here."""
+    root, uri = Path(config.tracking.journal), config.tracking.uri
+    looked = " and ".join(str(place) for place in places)
+    if state.run_id and state.artifact_uri and not local_folder(state.artifact_uri):
+        try:
+            return _fetch_checkpoints(uri or state.uri, state.run_id, root)
+        except UserError as error:
+            looked += f" and on the server ({error})"
+    raise UserError(
+        f"run {run_id} cannot go on: its last checkpoint is gone, looked for {looked}; restore it (from a backup, or "
+        "by moving the folder back), or leave --resume out to start a new run"
+    )
+
+
+def _check_database(run_id: str, state: State) -> None:
+    """Raise PassedOver where the database that a run is in is no more: MLflow would make an empty one."""
+    if state.run_id and is_missing(state.uri):
+        raise PassedOver(
+            f"run {run_id} cannot go on: it is in the database {sqlite_file(state.uri)}, which is gone; restore that "
+            "file, or leave --resume out to start a new run"
+        )
+
+
+@contextmanager
+def scratch(root: Path) -> Iterator[Path]:
+    """An empty folder of this process below that of the journals; those of processes that were killed are removed."""
+    try:
+        (root / _SCRATCH).mkdir(parents=True, exist_ok=True)
+        with ExitStack() as stack, try_lock(root / _SCRATCH / ".lock", wait=True):
+            for lock in (root / _SCRATCH).glob("*/lock"):
+                with try_lock(lock) as free:
+                    if free:
+                        shutil.rmtree(lock.parent, ignore_errors=True)
+            folder = root / _SCRATCH / f"{os.getpid()}-{os.urandom(4).hex()}"
+            folder.mkdir()
+            stack.enter_context(try_lock(folder / "lock"))
+            held = stack.pop_all()
+    except OSError as error:
+        raise UserError(f"cannot write below {root}: {error.strerror}; see tracking.journal") from None
+    with held:
+        try:
+            yield folder
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def _fetch_checkpoints(uri: str | None, run_id: str, root: Path = Path(JOURNALS)) -> Path:
+    """Bring a run's checkpoints here, for as long as this process lives, and check them; the path of the last one.
+
+    Args:
+        root: folder of the journals, below which they go.
+
+    Raises:
+        PassedOver: the run has none, or was interrupted before the first one was there with its manifest.
+        UserError: the server cannot be asked, or what it has is damaged or not what a run stores.
+    """
+    with ExitStack() as stack:
+        try:
+            client = connect(uri)
+            client.get_run(run_id)
+            stored = {item.path: item.file_size or 0 for item in client.list_artifacts(run_id, "checkpoints")}
+            if MANIFEST not in stored:
+                raise PassedOver(f"run {run_id} has no checkpoint on the server, and no journal in {root}")
+            if stored[MANIFEST] > _MOST:
+                raise UserError(f"run {run_id}: {MANIFEST} has {stored[MANIFEST]} bytes; that is no manifest")
+            target = stack.enter_context(scratch(root))
+            (target / "checkpoints").mkdir()
+            downloads = target / "download"
+            downloads.mkdir()
+            manifest = _read_manifest(Path(client.download_artifacts(run_id, MANIFEST, str(downloads))), run_id)
+            if _LAST not in manifest:
+                raise PassedOver(f"run {run_id} has no last.ckpt on the server, and no journal in {root}")
+            for path, (file, expected) in manifest.items():
+                fetched = Path(client.download_artifacts(run_id, file, str(downloads)))
+                if sha256(fetched) != expected:
+                    raise UserError(f"run {run_id}: {file} is damaged (its SHA-256 is not that of the manifest)")
+                fetched.replace(target / path)
+        except UserError:
+            raise
+        except Exception as error:  # a store may be of any kind, and has errors of its own
+            raise UserError(f"run {run_id}: no checkpoint to be had ({first_line(error)})") from None
+        atexit.register(stack.pop_all().close)
+        return target / _LAST
+
+
+def _read_manifest(manifest: Path, run_id: str) -> dict[str, tuple[str, str]]:
+    """Each checkpoint's file in the store and its SHA-256; anybody who may write to the server may have written it."""
+    try:
+        entries = json.loads(manifest.read_text())
+        return {
+            checkpoint_name(path): (checkpoint_name(entry["file"]), str(entry["sha256"]))
+            for path, entry in entries.items()
+        }
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        raise UserError(f"run {run_id}: {MANIFEST} is damaged") from None
 
 
 @contextmanager
@@ -161,17 +280,17 @@ def told_to_children(found: Resume | None, tracker: MLflowTracker) -> Iterator[N
     They also learn where to leave the traceback of a crash.
     """
     chosen = found and {**vars(found), "path": str(found.path or "")}
-    os.environ[_INHERITED] = json.dumps(chosen)
-    os.environ[_JOURNAL] = str(tracker.folder.resolve())
+    os.environ[INHERITED] = json.dumps(chosen)
+    os.environ[JOURNAL] = str(tracker.folder.resolve())
     try:
         yield
     finally:
-        del os.environ[_INHERITED], os.environ[_JOURNAL]
+        del os.environ[INHERITED], os.environ[JOURNAL]
 
 
 def end_with_parent() -> None:
     """Let the kernel end this process with process 0, which started it: kill -9 leaves nobody at work."""
-    if is_distributed_child() and _INHERITED in os.environ:
+    if is_distributed_child() and INHERITED in os.environ:
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
@@ -181,7 +300,7 @@ def keep_traceback(tracker: MLflowTracker) -> None:
 
     text = traceback.format_exc()
     if is_distributed_child():
-        journal = os.environ.get(_JOURNAL)
+        journal = os.environ.get(JOURNAL)
         if journal and Path(journal).is_dir():  # process 0 is on this machine, or its disk is shared
             rank = os.environ.get("RANK") or os.environ.get("SLURM_PROCID") or os.environ["LOCAL_RANK"]
             with atomic.new_file(Path(journal) / f"traceback-{rank}.txt") as file:
@@ -221,189 +340,7 @@ def _short(digest: str | None) -> str:
 
 def check_config(found: Resume, config: Config) -> None:
     """Raise UserError where ``config`` would make another result than the run's own configuration."""
-    now = identity(config)
-    for key, then in found.record.get("config", {}).items():
-        if key in now and now[key] != then:
-            raise UserError(f"run {found.run_id} was started with {key}={then}, not {now[key]}; leave {key} out")
-
-
-class Preemption:
-    """SIGTERM, from a scheduler for instance: at once outside of training, between two steps inside."""
-
-    def __init__(self) -> None:
-        self.received = False
-        self.stepping = False
-
-    def listen(self) -> None:
-        if threading.current_thread() is threading.main_thread():
-            signal.signal(signal.SIGTERM, self._handle)
-
-    def _handle(self, number: int, frame: FrameType | None) -> None:
-        first, self.received = not self.received, True
-        if first and not self.stepping:
-            raise SIGTERMException
-
-
-class AtomicCheckpointIO(TorchCheckpointIO):
-    """Checkpoints that appear whole or not at all, and are read without executing anything in them."""
-
-    def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None) -> None:
-        target = Path(path)
-        try:
-            target.parent.mkdir(parents=True, exist_ok=True)
-            with atomic.new_file(target, "wb") as file:
-                torch.save(checkpoint, file)
-        except OSError as error:
-            raise UserError(
-                f"cannot write the checkpoint {target}: {error.strerror}; the one before is whole: free space, then "
-                f"--resume {checkpoint[RECORD]['run_id']}"
-            ) from None
-
-    def load_checkpoint(self, path: str | Path, *args: Any, **kwargs: Any) -> dict[str, Any]:
-        return safe_load(Path(path))
-
-
-class Checkpoints(Checkpoint):
-    """Writes ``best.ckpt`` (weights) and ``last.ckpt`` (everything); makes a step depend on (seed, step, rank) alone.
-
-    Of the ``keep`` best evaluations those behind the best are ``step-<n>.ckpt``. ``last.ckpt`` is written after every
-    evaluation, every ``every_steps`` optimizer steps and on SIGTERM.
-
-    Args:
-        folder: where the files go; only that of process 0 counts.
-    """
-
-    def __init__(
-        self, folder: Path, best: BestEvaluation, keep: int, seed: int, every_steps: int | None, preemption: Preemption
-    ) -> None:
-        self.folder, self.best, self.keep, self.seed, self.every_steps = folder, best, keep, seed, every_steps
-        self.preemption = preemption
-        self.kept: list[tuple[float, int]] = []  # value and step of the best evaluations, the best first
-        self.saved_step = -1
-        self._vote: tuple[torch.Tensor, Any] | None = None
-
-    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
-        # Where torchrun or SLURM started the others, they know of the journal only now.
-        os.environ[_JOURNAL] = trainer.strategy.broadcast(os.environ.get(_JOURNAL, ""))
-
-    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        self.saved_step = trainer.global_step
-        self.preemption.stepping = True
-        self.preemption.listen()  # Lightning's own handler talks to other processes in the middle of a step
-        # Lightning asks process 0 about SIGTERM before every batch and waits for the answer: see _agreed_to_stop.
-        trainer.fit_loop.epoch_loop._broadcast_sigterm_tensor = lambda: None
-        self._group = torch.distributed.new_group(backend="gloo") if trainer.world_size > 1 else None
-
-    def on_train_batch_start(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
-    ) -> None:
-        if batch_idx % trainer.accumulate_grad_batches == 0:
-            step = trainer.global_step
-            stop = self._agreed_to_stop(trainer)
-            if stop or (self.every_steps and step % self.every_steps == 0 and step != self.saved_step):
-                self.save_last(trainer)
-            if stop:
-                raise SIGTERMException
-        place = trainer.fit_loop.total_batch_idx * trainer.world_size + trainer.global_rank
-        torch.manual_seed(int(np.random.SeedSequence([self.seed, place]).generate_state(1)[0]))
-
-    def _agreed_to_stop(self, trainer: pl.Trainer) -> bool:
-        """Whether any process had a SIGTERM, one step ago where there are several: nobody waits for the vote."""
-        if self._group is None:
-            return self.preemption.received
-        stop = False
-        if self._vote:
-            self._vote[1].wait()
-            stop = bool(self._vote[0])
-        flag = torch.tensor(float(self.preemption.received))
-        self._vote = (flag, torch.distributed.all_reduce(flag, group=self._group, async_op=True))
-        return stop
-
-    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        self.preemption.stepping = False
-        if self._vote:
-            self._vote[1].wait()
-
-    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        if trainer.state.fn == TrainerFn.FITTING:
-            self._keep_best(trainer, dev_metrics(trainer, pl_module)[self.best.metric])
-            self.save_last(trainer)
-
-    def state_dict(self) -> dict[str, Any]:
-        return {"kept": [list(one) for one in self.kept]}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.kept = [(value, step) for value, step in state["kept"]]
-
-    def _keep_best(self, trainer: pl.Trainer, value: float) -> None:
-        """Bring the files of the best evaluations in line with the one just made."""
-        before, now = self.kept, (value, trainer.global_step)
-        self.kept = sorted([*before, now], key=lambda one: (-one[0], one[1]))[: self.keep]
-        if self.best.step == trainer.global_step:
-            if before and before[0] in self.kept:
-                self._replace(trainer, f"step-{before[0][1]}.ckpt", link="best.ckpt")
-            self.save_best(trainer)
-        elif now in self.kept:
-            self._save(trainer, f"step-{trainer.global_step}.ckpt")
-        for _, step in before[1:]:
-            if all(step != one[1] for one in self.kept):
-                self._replace(trainer, f"step-{step}.ckpt", link=None)
-
-    def _replace(self, trainer: pl.Trainer, name: str, link: str | None) -> None:
-        """Make ``name`` another name of the file ``link``; None: delete it."""
-        if not trainer.is_global_zero:
-            return
-        (self.folder / name).unlink(missing_ok=True)
-        if link:
-            os.link(self.folder / link, self.folder / name)
-        self._tell(trainer, name, gone=link is None)
-
-    def save_best(self, trainer: pl.Trainer) -> None:
-        self._save(trainer, "best.ckpt")
-
-    def save_last(self, trainer: pl.Trainer) -> None:
-        for logger in trainer.loggers:
-            logger.save()  # nothing before the checkpoint's step may be missing from the run
-        self._save(trainer, "last.ckpt", resumable=True)
-        self.saved_step = trainer.global_step
-
-    def _save(self, trainer: pl.Trainer, name: str, *, resumable: bool = False) -> None:
-        """Write the model's weights; ``resumable``: optimizer, schedule and position, too."""
-        trainer.save_checkpoint(self.folder / name, weights_only=not resumable)
-        self._tell(trainer, name)
-
-    def _tell(self, trainer: pl.Trainer, name: str, gone: bool = False) -> None:
-        for logger in trainer.loggers:
-            if isinstance(logger, MLflowTracker) and self.folder == logger.artifacts / "checkpoints":
-                (logger.evict_artifact if gone else logger.log_artifact)(f"checkpoints/{name}")
-
-    def on_save_checkpoint(self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict) -> None:
-        loops = checkpoint["loops"]["fit_loop"]
-        epoch, batches = position(trainer)
-        total = epoch * trainer.num_training_batches + batches
-        # Lightning's counters stop at the hook that saves, and it guesses from them how to go on, not always rightly.
-        # They are set to what they are between two batches, or before an epoch.
-        _settle(loops["epoch_progress"], epoch, epoch)
-        if batches:
-            for part in loops["epoch_progress"].values():
-                part.update(ready=epoch + 1, started=epoch + 1)
-        _settle(loops["epoch_loop.batch_progress"], total, batches)
-        loops["epoch_loop.batch_progress"]["is_last_batch"] = False
-        _settle(loops["epoch_loop.val_loop.batch_progress"], 0, 0)
-        checkpoint["stopping_early"] = trainer.should_stop
-        checkpoint[POSITION] = [epoch, batches]
-
-    def on_load_checkpoint(self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict) -> None:
-        trainer.should_stop = checkpoint["stopping_early"]
-
-
-def position(trainer: pl.Trainer) -> tuple[int, int]:
-    """Epochs done, and batches done in the next one."""
-    done = trainer.fit_loop.epoch_loop.batch_progress.current.completed
-    ended = done >= trainer.num_training_batches
-    return (trainer.current_epoch + 1, 0) if ended else (trainer.current_epoch, done)
-
-
-def _settle(progress: dict[str, Any], total: int, current: int) -> None:
-    for part, value in (("total", total), ("current", current)):
-        progress[part].update(dict.fromkeys(progress[part], value))
+    now, own = configuration.recorded(config), found.record.get("config", {})
+    for key in configuration.identity(config):
+        if key in own and now[key] != own[key]:
+            raise UserError(f"run {found.run_id} was started with {key}={own[key]}, not {now[key]}; leave {key} out")

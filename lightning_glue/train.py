@@ -15,8 +15,9 @@ from typing import TYPE_CHECKING, Any
 from lightning_glue import config as configuration
 from lightning_glue.config import Config
 from lightning_glue.console import Parser, program
-from lightning_glue.errors import UserError, run_main
+from lightning_glue.errors import UserError, first_line, run_main
 from lightning_glue.imports import quick_imports
+from lightning_glue.preemption import Preemption, Stopped, end_at_once
 from lightning_glue.tasks import TRAINABLE, Task, get_task
 
 if TYPE_CHECKING:
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
     from lightning_glue.module import GlueModule
     from lightning_glue.monitor import BestEvaluation
     from lightning_glue.pretrained import Pretrained
-    from lightning_glue.resume import Preemption, Resume
+    from lightning_glue.resume import Resume
     from lightning_glue.tracking import MLflowTracker
 
 
@@ -75,14 +76,18 @@ def check_arguments(args: argparse.Namespace, own: dict[str, Any]) -> Config:
     given |= {"trainer.gpus"} if args.gpus else set()
     given |= {"trainer.procs"} if args.procs else set()
     given |= {override.partition("=")[0] for override in args.overrides}
-    asked = configuration.flatten(compose(args))
+    own = configuration.flatten(configuration.compose()) | own  # keys that are newer than the run
+    present = compose(args)
+    asked, shown = configuration.flatten(present), configuration.recorded(present)
     identity = configuration.identity(configuration.unflatten(own))
     for key in given & asked.keys():
-        if key in identity and asked[key] != own[key]:
+        if key in identity and shown[key] != own[key]:
             raise UserError(
                 f"--resume {args.resume}: {key}={asked[key]} contradicts the run's {own[key]}; leave it out"
             )
     here = {key: asked[key] for key in given & asked.keys()}
+    if asked["tracking.uri"] or "***" in str(own["tracking.uri"]):
+        here["tracking.uri"] = asked["tracking.uri"]  # what was recorded may lack the password
     return configuration.unflatten(own | here)
 
 
@@ -107,7 +112,7 @@ def build(config: Config, warm: dict[Any, Any] | None = None) -> tuple[GlueModul
     start = warm.get(origin) or load_pretrained(*origin, config.model.architecture)
     dropouts = {name: getattr(config.model, name) for name in ("dropout", "attention_dropout", "pooler_dropout")}
     model = build_model(start, task.num_outputs, dropouts)
-    record = {"config": configuration.flatten(config), "task": task.name, "lineage": lineage(task, start)}
+    record = {"config": configuration.recorded(config), "task": task.name, "lineage": lineage(task, start)}
     if config.init_from:
         from lightning_glue.checkpoint import locate, model_state
 
@@ -171,15 +176,31 @@ def lineage(task: Task, start: Pretrained) -> dict[str, str]:
     }
 
 
-def make_trainer(config: Config, callbacks: list[pl.Callback], tracker: MLflowTracker) -> pl.Trainer:
+def evaluation_interval(config: Config, batches: int) -> int | float:
+    """Micro-batches between two evaluations, or 1.0 for one at the end of each epoch.
+
+    Always whole optimizer steps: gradients accumulated so far are in no checkpoint.
+
+    Args:
+        batches: micro-batches in an epoch.
+    """
+    interval, accumulate = config.trainer.val_check_interval, config.trainer.accumulate
+    if interval == 1:
+        return 1.0
+    wanted = int(interval) if interval > 1 else max(1, int(batches * interval))
+    return -(-wanted // accumulate) * accumulate
+
+
+def make_trainer(
+    config: Config, callbacks: list[pl.Callback], tracker: MLflowTracker, interval: int | float = 1.0
+) -> pl.Trainer:
     import pytorch_lightning as pl
     from pytorch_lightning.plugins.environments import SLURMEnvironment
 
     from lightning_glue.hardware import resolve_devices, resolve_precision, resolve_strategy
-    from lightning_glue.resume import AtomicCheckpointIO
+    from lightning_glue.saving import AtomicCheckpointIO
 
     devices = resolve_devices(config.trainer)
-    interval = config.trainer.val_check_interval
     plugins: list[Any] = [AtomicCheckpointIO()]
     if SLURMEnvironment.detect():  # SLURM requeues by itself: sbatch --requeue
         plugins.append(SLURMEnvironment(auto_requeue=False))
@@ -194,7 +215,7 @@ def make_trainer(config: Config, callbacks: list[pl.Callback], tracker: MLflowTr
         accumulate_grad_batches=config.trainer.accumulate,
         gradient_clip_val=config.trainer.gradient_clip_val or None,
         deterministic=config.trainer.deterministic,
-        val_check_interval=int(interval) if interval > 1 else interval,
+        val_check_interval=interval,
         use_distributed_sampler=False,  # batching.py shares the examples out
         num_sanity_val_steps=0,
         log_every_n_steps=1,  # TrainingMonitor keeps its own interval
@@ -211,7 +232,7 @@ def make_callbacks(config: Config, checkpoints: str | Path | None, preemption: P
     from pytorch_lightning.callbacks import EarlyStopping, RichProgressBar
 
     from lightning_glue.monitor import BestEvaluation, EvaluationLine, TrainingMonitor
-    from lightning_glue.resume import Checkpoints
+    from lightning_glue.saving import Checkpoints
 
     monitor = get_task(config.task.name).selection_metric
     best = BestEvaluation(monitor)
@@ -220,40 +241,72 @@ def make_callbacks(config: Config, checkpoints: str | Path | None, preemption: P
         callbacks.append(RichProgressBar())
     if config.trainer.early_stopping_patience is not None:
         callbacks.append(EarlyStopping(monitor, patience=config.trainer.early_stopping_patience, mode="max"))
-    every, keep = config.trainer.checkpoint_every_steps, config.tracking.keep_best
-    return [*callbacks, Checkpoints(Path(checkpoints or ""), best, keep, config.seed, every, preemption)]
+    every = config.trainer.checkpoint_every_steps, config.trainer.checkpoint_every_minutes
+    keep = config.tracking.keep_best
+    return [*callbacks, Checkpoints(Path(checkpoints or ""), best, keep, config.seed, *every, preemption)]
+
+
+class Diverged(UserError):
+    """The weights ceased to be numbers; ``where`` is the step."""
+
+    def __init__(self, where: str, lr: float) -> None:
+        super().__init__(f"the training diverged at {where}; lower optimizer.lr ({lr:g})")
+        self.where = where
 
 
 @contextmanager
-def run_status(tracker: MLflowTracker, register: bool) -> Iterator[None]:
-    """Give the run its true final status: FINISHED, KILLED (Ctrl-C, SIGTERM) or FAILED with the tracebacks.
+def run_status(tracker: MLflowTracker, register: bool, preemption: Preemption, *, kept: bool = True) -> Iterator[None]:
+    """Give the run its true final status: FINISHED, KILLED (Ctrl-C, SIGTERM, SIGUSR1) or FAILED with the tracebacks.
 
     Args:
         register: the model of a finished run.
+        kept: whether checkpoints outlive the training.
     """
-    from pytorch_lightning.utilities.exceptions import SIGTERMException
-
     from lightning_glue.resume import keep_traceback, keep_tracebacks_left
 
     try:
         yield
+        preemption.check()
     except (KeyboardInterrupt, SystemExit) as stop:
         if configuration.is_distributed_child():
             sys.exit(0)  # Lightning kills process 0 when another one ends with an error
-        crashed = keep_tracebacks_left(tracker)
-        tracker.finish("FAILED" if crashed else "KILLED")
-        cause = signal.SIGTERM if isinstance(stop, SIGTERMException) else signal.SIGINT
+        crashed = _attempted(lambda: keep_tracebacks_left(tracker))
+        _attempted(lambda: tracker.finish("FAILED" if crashed else "KILLED"))
+        cause = stop.signal if isinstance(stop, Stopped) else signal.SIGINT
         print(f"stopped by {cause.name}; run: {tracker.describe()}", file=sys.stderr)
-        print(f"{program('python')} -m lightning_glue.train --resume {tracker.run_id}\n    goes on", file=sys.stderr)
+        print(how_to_go_on(tracker.run_id, preemption.saved_step if kept else None), file=sys.stderr)
         sys.exit(128 + cause)
-    except BaseException:
-        try:
-            keep_traceback(tracker)
-            tracker.finish("FAILED")
-        except (OSError, UserError) as error:  # most likely what ended the training, too
-            print(f"the run's status could not be written: {error}", file=sys.stderr)
+    except Diverged as error:
+        where = error.where
+        _attempted(lambda: tracker.set_tags({"diverged": where}))
+        _attempted(lambda: tracker.finish("FAILED"))
         raise
-    tracker.finish("FINISHED", register)
+    except BaseException:
+        _attempted(lambda: keep_traceback(tracker))
+        _attempted(lambda: tracker.finish("FAILED"))
+        raise
+    try:
+        with preemption.acting_at_once():
+            tracker.finish("FINISHED", register)
+    except Stopped as stop:
+        print(f"stopped by {stop.signal.name} when all was done; run: {tracker.describe()}", file=sys.stderr)
+        raise
+
+
+def _attempted(action: Callable[[], Any]) -> Any:
+    """What an action at the end of a run gives; what hinders it, most likely what ended the run, hinders no other."""
+    try:
+        return action()
+    except Exception as error:
+        print(f"the run's end could not be written in full: {first_line(error)}", file=sys.stderr)
+        return None
+
+
+def how_to_go_on(run_id: str, saved_step: int | None) -> str:
+    command = f"{program('python')} -m lightning_glue.train --resume {run_id}"
+    if saved_step is None:
+        return f"no checkpoint yet: {command}\n    starts over"
+    return f"saved at step {saved_step}: {command}\n    goes on from there"
 
 
 def fit(
@@ -263,31 +316,35 @@ def fit(
     tracker: MLflowTracker,
     checkpoints: str | Path | None,
     start: Path | None,
+    preemption: Preemption,
     more: Sequence[pl.Callback] = (),
 ) -> BestEvaluation:
     """Train, from the checkpoint ``start`` if any, and leave the best weights in ``module`` of process 0.
 
     Evaluates at least once.
+
+    Raises:
+        Stopped: the processes agreed to stop.
+        Diverged: the weights are no longer numbers.
     """
-    from pytorch_lightning.utilities.exceptions import SIGTERMException
+    from lightning_glue.saving import Checkpoints
 
-    from lightning_glue.pretrained import safe_load
-    from lightning_glue.resume import Checkpoints, Preemption
-
-    preemption = Preemption()
-    preemption.listen()
     callbacks = [*more, *make_callbacks(config, checkpoints, preemption)]
-    trainer = make_trainer(config, callbacks, tracker)
+    trainer = make_trainer(config, callbacks, tracker, evaluation_interval(config, len(data.train_dataloader())))
+    # Lightning's own handlers talk to other processes in the middle of a step.
+    trainer._signal_connector.register_signal_handlers = lambda: None
     trainer.fit(module, data, ckpt_path=start)
-    if preemption.received:
-        raise SIGTERMException
     saving = callbacks[-1]
     assert isinstance(saving, Checkpoints)
+    if saving.stop:
+        raise Stopped(saving.stop)
+    if module.diverged:
+        raise Diverged(module.diverged, config.lr)
     if not saving.best.values:  # max_steps ended training before the first evaluation
         trainer.validate(module, data, verbose=False)
         saving.save_best(trainer)
     elif trainer.is_global_zero:
-        module.load_state_dict(safe_load(saving.folder / "best.ckpt")["state_dict"])
+        module.load_state_dict(saving.best_weights())
     return saving.best
 
 
@@ -298,8 +355,12 @@ def conclude(
     start: Pretrained,
     tracker: MLflowTracker,
     best: BestEvaluation,
+    preemption: Preemption,
 ) -> None:
-    """In process 0: the best model as a fairseq directory, figures, predictions, the best metrics."""
+    """In process 0: the best model as a fairseq directory, figures, predictions, the best metrics.
+
+    A request to stop is acted on between two of them, and between two batches of the predictions.
+    """
     from lightning_glue import figures
     from lightning_glue.export import export
     from lightning_glue.preprocess import read_label_symbols
@@ -310,11 +371,14 @@ def conclude(
         symbols = [] if task.is_regression else read_label_symbols(data.prepared.directory)
         with tracker.artifact_folder("fairseq") as folder:
             export(module.model.cpu(), task, start.tokenizer, symbols, best.step, folder)
+    preemption.check()
     drawn = {"learning_curves.png": figures.learning_curves(task, tracker.history)}
     for split, evaluation in best.evaluations.items():
         drawn |= figures.evaluation_figures(task, split, evaluation)
     tracker.log_figures(drawn)
+    preemption.check()
     if config.trainer.predict:
+        module.model.register_forward_pre_hook(lambda *_: preemption.check())
         with tracker.artifact_folder("predictions") as folder:
             write_predictions(config, module, data, start, folder)
 
@@ -402,6 +466,7 @@ def quiet() -> None:
     warnings.filterwarnings("ignore", message=".*sync_dist=True.*")  # every process computes the same value
     warnings.filterwarnings("ignore", message=".*all_gather.*deprecated.*")
     warnings.filterwarnings("ignore", module="pytorch_lightning", message=".*could not find the monitored key.*")
+    warnings.filterwarnings("ignore", message=".*`srun` command is available.*")  # where SLURM is, but not wanted
     warnings.filterwarnings("ignore", message=".*LeafSpec.*|.*isinstance\\(treespec.*")
 
 
@@ -448,11 +513,12 @@ def train(config: Config, resume: str | Resume | None = None) -> None:
         if found:
             check_data(found, data.prepared.splits)
     register = config.tracking.register and config.tracking.checkpoints
-    best = execute(config, module, data, start, tracker, found, register=register)
+    try:
+        best = execute(config, module, data, start, tracker, found, register=register)
+    except Diverged as error:
+        sys.exit(f"error: {error}" if leader else 0)
     if leader:
         report(config, tracker, best)
-        if module.diverged:
-            sys.exit(f"error: the training diverged at {module.diverged}; lower optimizer.lr ({config.lr:g})")
 
 
 def make_tracker(config: Config) -> MLflowTracker:
@@ -484,6 +550,9 @@ def execute(
         checkpoints: folder for them instead of the run's.
         register: the best model, once the run is finished.
         started, ending: called as soon as the run is there (process 0 alone), and before it gets its status.
+
+    Raises:
+        Diverged: the weights are no longer numbers; the run is FAILED.
     """
     from lightning_glue import environment
     from lightning_glue.resume import digests, told_to_children
@@ -493,40 +562,53 @@ def execute(
     come_from = {f"lineage.{name}": value for name, value in module.record["lineage"].items()}
     tags = {**run_tags(config), **come_from, **(tags or {})} if leader else {}
     system_metrics = config.tracking.system_metrics_seconds
-    tracker.start(configuration.flatten(config), tags, system_metrics, found.run_id if found else None)
-    if leader:
-        started()
-    with run_status(tracker, register), ExitStack() as stack:
+    with Preemption() as preemption:
+        with preemption.acting_at_once():
+            tracker.start(configuration.recorded(config), tags, system_metrics, found.run_id if found else None)
         if leader:
-            module.record |= {"run_id": tracker.run_id, "data": digests(data.prepared.splits)}
-            tracker.log_inputs(module.task.name, data.prepared.splits)
-            tracker.log_text(environment.git_diff(), "git.diff")
-            checkpoints = checkpoints or stack.enter_context(checkpoint_folder(config, tracker))
-            stack.enter_context(told_to_children(found, tracker))
+            started()
+        kept = config.tracking.checkpoints or checkpoints is not None
+        preemption.saved_step = found.step if found and found.path else None
+        with run_status(tracker, register, preemption, kept=kept), ExitStack() as stack:
+            if leader:
+                module.record |= {"run_id": tracker.run_id, "data": digests(data.prepared.splits)}
+                tracker.log_inputs(module.task.name, data.prepared.splits)
+                tracker.log_text(environment.git_diff(), "git.diff")
+                checkpoints = checkpoints or stack.enter_context(checkpoint_folder(config, tracker))
+                stack.enter_context(told_to_children(found, tracker))
+                carry_on(found, tracker, checkpoints)
             if found:
-                found.carry_best(checkpoints)
-        if found:
-            data.start = found.position
-        best = fit(config, module, data, tracker, checkpoints, found.path if found else None, callbacks)
-        if leader:
-            conclude(config, module, data, start, tracker, best)
-        ending(best)
+                data.start = found.position
+            preemption.check()
+            path = found.path if found else None
+            best = fit(config, module, data, tracker, checkpoints, path, preemption, callbacks)
+            if leader:
+                conclude(config, module, data, start, tracker, best, preemption)
+            ending(best)
     return best
+
+
+def carry_on(found: Resume | None, tracker: MLflowTracker, checkpoints: Path) -> None:
+    """Bring the best checkpoints so far into the folder in which a run goes on."""
+    for name in found.carry_best(checkpoints) if found else []:
+        if checkpoints == tracker.artifacts / "checkpoints":
+            tracker.log_artifact(f"checkpoints/{name}")
 
 
 @contextmanager
 def checkpoint_folder(config: Config, tracker: MLflowTracker) -> Iterator[Path]:
     """The run's artifact folder for checkpoints, or one that is thrown away."""
-    import tempfile
+    from lightning_glue.resume import scratch
 
     if config.tracking.checkpoints:
         yield tracker.artifacts / "checkpoints"
         return
-    with tempfile.TemporaryDirectory(prefix="lightning-glue-") as folder:
-        yield Path(folder)
+    with scratch(Path(config.tracking.journal)) as folder:
+        yield folder
 
 
 def main() -> None:
+    end_at_once()
     args = parse_arguments()
     config = compose(args)
     if args.resume in (None, "auto"):
@@ -534,6 +616,7 @@ def main() -> None:
         return train(config, "auto" if requeued else args.resume)
     from lightning_glue.resume import find
 
+    quiet()
     found = find(args.resume, config)
     train(check_arguments(args, found.record["config"]), found)
 

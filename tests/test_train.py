@@ -223,8 +223,8 @@ def start_long_training(folder: Path, bpe_dir: Path) -> subprocess.Popen[str]:
     pytest.fail(f"training ended early: {process.stderr.read()}")
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
-def test_a_stopped_training_is_killed_not_finished(
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130), (signal.SIGUSR1, 138)])
+def test_a_stopped_training_is_killed_not_finished_and_says_where_it_goes_on(
     number: signal.Signals, code: int, cache: Path, bpe_dir: Path, tmp_path: Path
 ) -> None:
     process = start_long_training(tmp_path, bpe_dir)
@@ -234,7 +234,53 @@ def test_a_stopped_training_is_killed_not_finished(
     assert "Traceback" not in errors
     _, found = only_run(tmp_path, "glue-sst-2")
     assert found.info.status == "KILLED"
+    (last,) = tmp_path.rglob("last.ckpt")
+    step = torch.load(last, weights_only=True)["global_step"]
+    assert f"stopped by {number.name}; run: " in errors
+    assert re.search(rf"saved at step {step}: .*--resume {found.info.run_id}\n    goes on from there", errors)
     assert found.info.end_time / 1000 <= time.time()
+
+
+def test_a_second_ctrl_c_ends_at_once(cache: Path, bpe_dir: Path, tmp_path: Path) -> None:
+    """In a step that never comes to its end."""
+    code = """
+import os, signal, sys, time
+from lightning_glue import module, train
+def stuck(self, batch, index):
+    for _ in range(2):
+        os.kill(os.getpid(), signal.SIGINT)
+        time.sleep(1)
+    time.sleep(600)
+module.GlueModule.training_step = stuck
+sys.argv = ["train", "--task", "WNLI", "--data", "sample", "--model", "tiny", "--gpus", "0"]
+train.main()
+"""
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "ROBERTA_BPE_DIR": str(bpe_dir)}
+    command = [sys.executable, "-c", code]
+    result = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=120)
+    assert result.returncode == 130
+    assert "once more ends at once" in result.stderr
+    assert "Traceback" not in result.stderr
+    for _ in range(300):  # the watcher says so
+        if only_run(tmp_path, "glue-wnli")[1].info.status == "KILLED":
+            return
+        time.sleep(0.1)
+    pytest.fail("the run does not read KILLED")
+
+
+def test_a_signal_while_the_model_is_built_is_one_line(cache: Path, bpe_dir: Path, tmp_path: Path) -> None:
+    code = """
+import os, signal, sys
+from lightning_glue import train
+train.prepare_process = lambda config: os.kill(os.getpid(), signal.SIGTERM)
+sys.argv = ["train", "--task", "WNLI", "--data", "sample", "--model", "tiny", "--gpus", "0"]
+train.main()
+"""
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "ROBERTA_BPE_DIR": str(bpe_dir)}
+    command = [sys.executable, "-c", code]
+    result = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=120)
+    assert (result.returncode, result.stderr) == (143, "stopped by SIGTERM\n")
+    assert not list(tmp_path.rglob("records"))
 
 
 def test_a_crash_leaves_a_failed_run_with_its_traceback(cache: Path, bpe_dir: Path, tmp_path: Path) -> None:
@@ -264,9 +310,14 @@ def test_a_training_that_diverges_ends_early_and_says_so(cache: Path, bpe_dir: P
     assert result.returncode == 1
     assert result.stderr == "error: the training diverged at step 5, loss nan; lower optimizer.lr (1e+30)\n"
     client, found = only_run(tmp_path, "glue-wnli")
-    assert found.info.status == "FINISHED"
+    assert found.info.status == "FAILED"
+    assert found.data.tags["diverged"] == "step 5, loss nan"
+    assert not [name for name in found.data.metrics if name.startswith("best/")]
     assert [point.step for point in client.get_metric_history(found.info.run_id, "dev/accuracy")] == [5]
     assert not client.search_registered_models()
+    again = run("lightning_glue.train", *arguments, "--resume", "auto", cwd=tmp_path, check=False)
+    assert (again.returncode, again.stderr) == (1, result.stderr)  # whoever restarts it
+    assert only_run(tmp_path, "glue-wnli")[1].info.status == "FAILED"
 
 
 @pytest.mark.parametrize(
