@@ -50,7 +50,7 @@ class Courier:
     def __init__(self, folder: Path, uri: str | None = None, *, background: bool = False) -> None:
         self.folder, self.uri, self.background = folder, uri, background
         self.journal, self.state = Journal(folder), State(folder)
-        self.uploads = Uploads(folder, lambda: connect(self.state.uri))
+        self.uploads = Uploads(folder, self._connect_known)
         self._thread: threading.Thread | None = None
         self._client: MlflowClient | None = None
         self._others: dict[str, set[int]] | None = None
@@ -97,6 +97,9 @@ class Courier:
                 self.state.note = ""
             sent = 0
             try:
+                if again and self.state.run_id and undelivered(self.journal, self.state):
+                    self._client = self._connect_known()  # its address may be another now, for artifacts as well
+                    self._keep_state()
                 for records, end in _batches(self._new_records()):
                     self._send(records)
                     self._advance(end)
@@ -137,8 +140,12 @@ class Courier:
                 self.state.uri = store_uri(self.state.uri)
                 self._client = connect(self.state.uri)
             else:
-                self._client = self._moved_server() or connect(self._remembered())
+                self._client = self._connect_known()
         return self._client
+
+    def _connect_known(self) -> MlflowClient:
+        """A client of the store that has the run."""
+        return self._moved_server() or connect(self._remembered())
 
     def _remembered(self) -> str | None:
         """The address of the store that has the run; a database that is gone is not made anew."""
