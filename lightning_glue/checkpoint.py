@@ -121,8 +121,10 @@ def _download_export(client: MlflowClient, run_id: str) -> Path:
     listed = {item.path for item in client.list_artifacts(run_id, _EXPORT)}
     for name in _READ:
         if f"{_EXPORT}/{name.partition('/')[0]}" in listed:
-            client.download_artifacts(run_id, f"{_EXPORT}/{name}", str(target))
-    return target / _EXPORT
+            folder = (target / name).parent
+            folder.mkdir(exist_ok=True)
+            client.download_artifacts(run_id, f"{_EXPORT}/{name}", str(folder))
+    return target
 
 
 def model_state(path: Path) -> dict[str, torch.Tensor]:
