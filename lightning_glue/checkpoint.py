@@ -153,6 +153,8 @@ def load_fine_tuned(reference: str, uri: str | None) -> FineTuned:
         raise UserError(f"{path} was not exported by a training run (its 'glue_task' is missing)")
     with reading(str(path)):
         task, encoder = get_task(state["glue_task"]), tokenizer.exported(path.parent)
+        if state.get("glue_tokenizer", encoder.digest) != encoder.digest:
+            raise UserError(f"the files of its tokenizer in {path.parent} are not those that it was exported with")
         weights = _head_in_registry_order(state, task)
         start = Pretrained(fairseq_args(state, path), state["model"], encoder, file_sha256(path))
         model = build_model(start, task.num_outputs, {})
@@ -166,10 +168,11 @@ def load_fine_tuned(reference: str, uri: str | None) -> FineTuned:
 def _head_in_registry_order(state: dict[str, Any], task: Task) -> dict[str, torch.Tensor]:
     """Undo the label order of the fairseq layout (see :func:`lightning_glue.export.fairseq_state`)."""
     weights = dict(state["model"])
-    names = [f"classification_heads.{HEAD}.out_proj.{kind}" for kind in ("weight", "bias")]
-    for name in names:
-        if name not in weights or len(weights[name]) != task.num_outputs:
-            raise UserError(f"its head is none of {task.name}: expected {name} with {task.num_outputs} rows")
+    head = f"classification_heads.{HEAD}"
+    names = [f"{head}.out_proj.{kind}" for kind in ("weight", "bias")]
+    missing = {f"{head}.dense.weight", f"{head}.dense.bias", *names} - weights.keys()
+    if missing or any(len(weights[name]) != task.num_outputs for name in names):
+        raise UserError(f"its head is none of {task.name}: expected {head} with {task.num_outputs} outputs")
     if not task.is_regression:
         labels = state.get("glue_labels")
         if not isinstance(labels, list) or sorted(map(str, labels)) != sorted(task.labels):
@@ -188,7 +191,9 @@ def _check_finite(model: RobertaModel) -> None:
 
 def _settings(state: dict[str, Any]) -> dict[str, Any]:
     """The settings of the run that a checkpoint brings; what they may be, ``config`` checks."""
-    found = state.get("glue_settings") or {}
+    found = state.get("glue_settings", {})
+    if not isinstance(found, dict):
+        raise UserError(f"its 'glue_settings' are {found!r}, expected a dictionary")
     for key, kind in _SETTINGS.items():
         if key in found and (not isinstance(found[key], kind) or "${" in str(found[key])):
             raise UserError(f"its 'glue_settings' has {key}={found[key]!r}")

