@@ -7,8 +7,10 @@ wherever the folder is moved, with ``data_name_or_path="."`` or with the ``RTE-b
 
 from __future__ import annotations
 
+import os
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -17,12 +19,39 @@ from lightning_glue.model import HEAD, RobertaModel
 from lightning_glue.tasks import Task
 from lightning_glue.tokenizer import BOS, EOS, Tokenizer
 
+if TYPE_CHECKING:
+    from lightning_glue.config import Config
+    from lightning_glue.data import GlueDataModule
+
 # from_pretrained overrides every configuration key named bpe_vocab, bpe_merges or bpe_codes with the path of
 # vocab.json, merges.txt or bpecodes beside the checkpoint; the encoder's own keys then refer to these.
 _BPE_CONFIG = {
     "gpt2": {"gpt2_encoder_json": "${bpe_files.bpe_vocab}", "gpt2_vocab_bpe": "${bpe_files.bpe_merges}"},
     "bert": {"bpe_cased": False, "bpe_vocab_file": "${bpe_files.bpe_codes}"},
 }
+
+
+def settings(config: Config, data: GlueDataModule) -> dict[str, Any]:
+    """What decides a run's score besides its weights, as plain values: the defaults of whatever loads the model again.
+
+    Keys are those of the configuration, with the length and the precision in force; ``GLUE_DIR`` stands in place of
+    ``data.glue_dir`` where the folder came from the environment. ``sha256`` has the digests of the dev files.
+    """
+    from lightning_glue.hardware import resolve_devices, resolve_precision
+
+    kept: dict[str, Any] = {
+        "data.source": config.data.source,
+        "data.on_bad_row": config.data.on_bad_row,
+        "data.max_tokens": data.max_tokens,
+        "data.eval_tokens": config.data.eval_tokens,
+        "trainer.precision": resolve_precision(config.trainer, resolve_devices(config.trainer).accelerator),
+        "sha256": {split.name: data.prepared.splits[split.name].sha256 for split in data.task.dev},
+    }
+    if config.data.source == "glue" and config.data.glue_dir:
+        inherited = config.data.glue_dir == os.environ.get("GLUE_DIR")
+        folder = os.path.abspath(os.path.expanduser(config.data.glue_dir))
+        kept["GLUE_DIR" if inherited else "data.glue_dir"] = folder
+    return kept
 
 
 def fairseq_config(args: dict[str, Any], task: Task, tokenizer: Tokenizer) -> dict[str, Any]:
@@ -70,13 +99,20 @@ def fairseq_state(model: RobertaModel, task: Task, labels: list[str]) -> dict[st
 
 
 def export(
-    model: RobertaModel, task: Task, tokenizer: Tokenizer, label_symbols: list[str], updates: int, out: Path
+    model: RobertaModel,
+    task: Task,
+    tokenizer: Tokenizer,
+    label_symbols: list[str],
+    updates: int,
+    out: Path,
+    settings: Mapping[str, Any] | None = None,
 ) -> Path:
     """Write the directory ``out``.
 
     Args:
         label_symbols: labels in the order of the preprocessed ``label/dict.txt``; empty for regression.
         updates: optimizer steps taken, which fairseq calls ``num_updates``.
+        settings: of the run, see :func:`settings`.
     """
     labels = fairseq_labels(task, label_symbols)
     (out / "input0").mkdir(parents=True, exist_ok=True)
@@ -103,6 +139,8 @@ def export(
         "last_optimizer_state": None,
         "glue_task": task.name,
         "glue_labels": labels,
+        "glue_tokenizer": tokenizer.digest,
+        "glue_settings": dict(settings or {}),
     }
     with new_file(out / "checkpoint_best.pt", "wb") as file:
         torch.save(state, file)

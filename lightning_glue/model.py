@@ -30,6 +30,8 @@ from lightning_glue.pretrained import Pretrained  # noqa: E402
 from lightning_glue.tokenizer import Tokenizer  # noqa: E402
 
 HEAD = "sentence_classification_head"
+MAX_TOKENS = 512  # the default of data.max_tokens: RoBERTa's positions
+_LEAST_TOKENS = 8  # a pair and its specials
 _DRAWING = {"normal_", "uniform_", "xavier_normal_", "xavier_uniform_", "kaiming_uniform_"}
 
 
@@ -72,7 +74,8 @@ def build_model(start: Pretrained, num_outputs: int, overrides: dict[str, Any]) 
     Raises:
         UserError: the checkpoint's tensors do not fit the architecture or the dictionary.
     """
-    args = Namespace(**{"max_positions": 512, **start.args, **overrides})
+    positions = start.args.get("tokens_per_sample") or MAX_TOKENS  # what fairseq takes where max_positions is not said
+    args = Namespace(**{"max_positions": positions, **start.args, **overrides})
     args.load_checkpoint_heads = False
     width, heads = (getattr(args, f"encoder_{name}", None) for name in ("embed_dim", "attention_heads"))
     if width and heads and width % heads:
@@ -91,15 +94,43 @@ def build_model(start: Pretrained, num_outputs: int, overrides: dict[str, Any]) 
     return model
 
 
+def positions(model: RobertaModel) -> int:
+    """Tokens of the longest row the model has positions for; its table has ``padding_idx + 1`` rows more."""
+    return int(min(model.max_positions(), model.encoder.sentence_encoder.max_positions()))
+
+
+def token_limit(model: RobertaModel, asked: int) -> int:
+    """The length that examples are cut to: ``data.max_tokens``, or the model's positions where these are fewer.
+
+    Raises:
+        UserError: more than the default was asked for, and more than the model has.
+    """
+    held = positions(model)
+    if min(asked, held) < _LEAST_TOKENS or (asked > held and asked != MAX_TOKENS):
+        raise UserError(
+            f"data.max_tokens={asked}, but the model has {held} positions; expected {_LEAST_TOKENS} to {held}"
+        )
+    return min(asked, held)
+
+
 def load_encoder(model: RobertaModel, state: dict[str, torch.Tensor]) -> None:
-    """Copy the encoder (and lm_head, where there is one) of a fairseq state dict; classification heads stay new."""
+    """Copy the encoder (and lm_head, where there is one) of a fairseq state dict; classification heads stay new.
+
+    Raises:
+        UserError: the state dict is another model's, or no model's at all.
+    """
     upgraded = {name: tensor for name, tensor in state.items() if not name.startswith("classification_heads.")}
     model.upgrade_state_dict_named(upgraded, "")
     embeddings = "encoder.sentence_encoder.embed_tokens.weight"
-    upgraded.setdefault("encoder.lm_head.weight", upgraded.get(embeddings))
+    if embeddings not in upgraded:
+        raise UserError(f"checkpoint is no RoBERTa: it has no {embeddings}; found {', '.join(map(str, [*state][:3]))}")
+    upgraded.setdefault("encoder.lm_head.weight", upgraded[embeddings])
     current = model.state_dict()
-    for name, tensor in upgraded.items():
-        if name in current and tensor.shape != current[name].shape:
+    for name in sorted(upgraded.keys() & current.keys()):
+        tensor = upgraded[name]
+        if not isinstance(tensor, torch.Tensor) or tensor.layout != torch.strided or not tensor.is_floating_point():
+            raise UserError(f"checkpoint entry {name} is no plain tensor of floating-point numbers")
+        if tensor.shape != current[name].shape:
             raise UserError(
                 f"checkpoint tensor {name} has shape {tuple(tensor.shape)}, the model expects "
                 f"{tuple(current[name].shape)}: another architecture, or a dictionary of another tokenizer"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 
 import torch
@@ -16,13 +17,27 @@ from lightning_glue.preprocess import Prepared
 from lightning_glue.tasks import Task
 
 
+def autocast(precision: str, device: torch.device) -> AbstractContextManager[object]:
+    """What Lightning computes within at ``trainer.precision``; its 16-mixed is bf16-mixed on a CPU."""
+    if not precision.endswith("-mixed"):
+        return nullcontext()
+    half = torch.float16 if precision == "16-mixed" and device.type == "cuda" else torch.bfloat16
+    return torch.autocast(device.type, dtype=half, cache_enabled=False)
+
+
 @torch.inference_mode()
-def predict(model: RobertaModel, split: TokenizedSplit, eval_tokens: int) -> torch.Tensor:
-    """Head outputs (examples, classes) in the order of the rows, on the CPU; the model is put in eval mode."""
+def predict(model: RobertaModel, split: TokenizedSplit, eval_tokens: int, precision: str = "32-true") -> torch.Tensor:
+    """Head outputs (examples, classes) in the order of the rows, on the CPU; the model is put in eval mode.
+
+    Args:
+        precision: Lightning's name of it, as in :func:`lightning_glue.hardware.resolve_precision`.
+    """
     model.eval()
+    if precision == "64-true":
+        model.double()
     device = next(model.parameters()).device
     outputs = torch.empty(len(split), model.classification_heads[HEAD].out_proj.out_features)
-    with progress_bar(f"predict {split.name}", len(split), "examples") as advance:
+    with progress_bar(f"predict {split.name}", len(split), "examples") as advance, autocast(precision, device):
         for batch in EvalSampler(split.lengths, eval_tokens):
             part = split[batch]
             outputs[part["ids"]] = logits(model, part["tokens"].to(device)).float().cpu()
@@ -67,7 +82,14 @@ def read_indices(task: Task, prepared: Prepared) -> dict[str, list[str]]:
 
 
 def write_submissions(
-    model: RobertaModel, task: Task, prepared: Prepared, out: Path, *, eval_tokens: int, max_tokens: int
+    model: RobertaModel,
+    task: Task,
+    prepared: Prepared,
+    out: Path,
+    *,
+    eval_tokens: int,
+    max_tokens: int,
+    precision: str = "32-true",
 ) -> list[Path]:
     """Predict every unlabelled split that is there and write its leaderboard file into ``out``."""
     written = []
@@ -75,7 +97,7 @@ def write_submissions(
     for split, name in zip(task.test, task.submission_files):
         if split.name not in indices:
             continue
-        outputs = predict(model, load_split(task, split, prepared.directory, max_tokens), eval_tokens)
+        outputs = predict(model, load_split(task, split, prepared.directory, max_tokens), eval_tokens, precision)
         with new_file(out / name) as file:
             file.writelines(submission_lines(task, outputs, indices[split.name]))
         written.append(out / name)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import math
 import tempfile
+import uuid
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
 CHAMPION = "champion"
 _EXPORT = "fairseq"  # the run's artifact folder
 _LINEAGE, _DATA, _SCORE = ("lineage.", "mlflow.source.git.commit"), "data.", "score"  # tags of a version
+_CONTEST = "contest"  # tag of a version: another value each time that it asks to be champion
 
 
 def describe_model(task: Task, run_id: str, folder: Path) -> None:
@@ -74,18 +76,52 @@ def promote(client: MlflowClient, name: str, version: ModelVersion, task: Task) 
     """Make a version the champion if it beats the holder on the same dev data; says what was decided.
 
     What is compared stands on the versions themselves, so that a holder whose run was deleted can still be beaten.
+    The store has no comparison and assignment in one. Of trainings that end together each marks its version first,
+    and once it has set the alias looks whether another was marked meanwhile: the last one gives it to the best.
     """
+    before = _contests(client, name)
+    client.set_model_version_tag(name, version.version, _CONTEST, uuid.uuid4().hex)
     number = client.get_registered_model(name).aliases.get(CHAMPION)
-    if number is not None:
+    if number is not None and str(number) != str(version.version):
         holder = client.get_model_version(name, number)
-        one, other = (_dev_data(each) for each in (holder, version))
-        if one != other:
-            return f"not compared with the champion, version {number}: {difference(one, other)}"
-        theirs, mine = float(holder.tags[_SCORE]), float(version.tags[_SCORE])
-        if mine <= theirs and str(number) != str(version.version):
-            return f"version {number} stays champion: {task.selection_metric} {theirs:.4f} against {mine:.4f}"
+        if reason := _incomparable(holder, version):
+            return f"not compared with the champion, version {number}: {reason}"
+        if _score(version) <= _score(holder):
+            return _stays(holder, version, task)
     client.set_registered_model_alias(name, CHAMPION, version.version)
-    return f"the champion: {task.selection_metric} {float(version.tags[_SCORE]):.4f}"
+    rivals = [
+        rival for rival, mark in _contests(client, name).values() if before.get(rival.version, ("", ""))[1] != mark
+    ]
+    better = [rival for rival in rivals if not _incomparable(rival, version) and _score(rival) > _score(version)]
+    if better:
+        best = max(better, key=_score)
+        client.set_registered_model_alias(name, CHAMPION, best.version)
+        return _stays(best, version, task)
+    return f"the champion: {task.selection_metric} {_score(version):.4f}"
+
+
+def _contests(client: MlflowClient, name: str) -> dict[str, tuple[ModelVersion, str]]:
+    """The versions of a model that ever asked to be champion, by number, with the mark of the last time."""
+    found = client.search_model_versions(f"name = '{name}'")
+    return {version.version: (version, version.tags[_CONTEST]) for version in found if _CONTEST in version.tags}
+
+
+def _incomparable(one: ModelVersion, other: ModelVersion) -> str:
+    """Why two versions are not compared; empty if they can be."""
+    try:
+        _score(one)
+    except (KeyError, ValueError):  # registered by hand
+        return f"its tag {_SCORE!r} is no number"
+    return difference(_dev_data(one), _dev_data(other))
+
+
+def _score(version: ModelVersion) -> float:
+    return float(version.tags[_SCORE])
+
+
+def _stays(holder: ModelVersion, version: ModelVersion, task: Task) -> str:
+    scores = f"{task.selection_metric} {_score(holder):.4f} against {_score(version):.4f}"
+    return f"version {holder.version} stays champion: {scores}"
 
 
 def _dev_data(version: ModelVersion) -> dict[str, str]:
@@ -113,9 +149,14 @@ def register(client: MlflowClient, run_id: str) -> tuple[str, str, str]:
     if not client.list_artifacts(run_id, _EXPORT):
         raise UserError(f"run {run_id} has no folder {_EXPORT!r}: train with tracking.checkpoints=true")
     name = task.experiment + ("-sample" if run.data.params.get("data.source") == "sample" else "")
-    earlier = client.search_model_versions(f"run_id = '{run_id}'")
-    version = earlier[0] if earlier else _new_version(client, name, run, task)
+    version = _version_of(client, name, run_id) or _new_version(client, name, run, task)
     return name, version.version, promote(client, name, version, task)
+
+
+def _version_of(client: MlflowClient, name: str, run_id: str) -> ModelVersion | None:
+    """The run's version, the first one if there are several; its model may be registered under other names, too."""
+    found = client.search_model_versions(f"name = '{name}' and run_id = '{run_id}'")
+    return min(found, key=lambda version: int(version.version), default=None)
 
 
 def _new_version(client: MlflowClient, name: str, run: Run, task: Task) -> ModelVersion:
@@ -126,7 +167,11 @@ def _new_version(client: MlflowClient, name: str, run: Run, task: Task) -> Model
     tags = {key: value for key, value in run.data.tags.items() if key.startswith(_LINEAGE)}
     tags |= {f"{_DATA}{split}": digest for split, digest in digests(run).items()}
     tags[_SCORE] = repr(score(run, task))
-    return client.create_model_version(name, f"{run.info.artifact_uri}/{_EXPORT}", run.info.run_id, tags=tags)
+    made = client.create_model_version(name, f"{run.info.artifact_uri}/{_EXPORT}", run.info.run_id, tags=tags)
+    first = _version_of(client, name, run.info.run_id) or made
+    if first.version != made.version:  # another process registered the same run just now
+        client.delete_model_version(name, made.version)
+    return first
 
 
 def _make_registered_model(client: MlflowClient, name: str, description: str) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import shlex
 import signal
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -13,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lightning_glue import config as configuration
+from lightning_glue.addresses import hide_secrets
 from lightning_glue.config import Config
 from lightning_glue.console import Parser, program
 from lightning_glue.errors import UserError, first_line, run_main
@@ -99,9 +101,10 @@ def build(config: Config, warm: dict[Any, Any] | None = None) -> tuple[GlueModul
     """
     with quick_imports():
         from lightning_glue import sources
+        from lightning_glue.checkpoint import locate, model_state, reading
         from lightning_glue.data import GlueDataModule
         from lightning_glue.hardware import resolve_eval_tokens
-        from lightning_glue.model import build_model, load_encoder
+        from lightning_glue.model import build_model, load_encoder, token_limit
         from lightning_glue.module import GlueModule
         from lightning_glue.preprocess import prepare
         from lightning_glue.pretrained import file_sha256, load_pretrained
@@ -111,13 +114,14 @@ def build(config: Config, warm: dict[Any, Any] | None = None) -> tuple[GlueModul
     origin = (config.model.source, config.model.tokenizer, data.bpe_dir)
     start = warm.get(origin) or load_pretrained(*origin, config.model.architecture)
     dropouts = {name: getattr(config.model, name) for name in ("dropout", "attention_dropout", "pooler_dropout")}
-    model = build_model(start, task.num_outputs, dropouts)
+    with reading("model.architecture" if config.model.source == "random" else config.model.source):
+        model = build_model(start, task.num_outputs, dropouts)
+        max_tokens = token_limit(model, data.max_tokens)
     record = {"config": configuration.recorded(config), "task": task.name, "lineage": lineage(task, start)}
     if config.init_from:
-        from lightning_glue.checkpoint import locate, model_state
-
         path = locate(config.init_from, config.tracking.uri)
-        load_encoder(model, model_state(path))
+        with reading(str(path)):
+            load_encoder(model, model_state(path))
         record["lineage"]["start_sha256"] = file_sha256(path)
     module = GlueModule(model, task, config.optimizer, config.lr, record)
     datamodule = GlueDataModule(
@@ -131,12 +135,12 @@ def build(config: Config, warm: dict[Any, Any] | None = None) -> tuple[GlueModul
         ),
         batch_size=data.batch_size,
         eval_tokens=resolve_eval_tokens(config),
-        max_tokens=data.max_tokens,
+        max_tokens=max_tokens,
         accumulate=config.trainer.accumulate,
         pool=data.length_pool,
         seed=config.seed,
     )
-    texts = (task.name, data.source, data.glue_dir, data.on_bad_row, data.max_tokens, origin)
+    texts = (task.name, data.source, data.glue_dir, data.on_bad_row, max_tokens, origin)
     if texts in warm:
         datamodule.prepared, datamodule.splits = warm[texts]
     else:
@@ -362,15 +366,19 @@ def conclude(
     A request to stop is acted on between two of them, and between two batches of the predictions.
     """
     from lightning_glue import figures
-    from lightning_glue.export import export
+    from lightning_glue.checkpoint import EXPORT_DIGEST
+    from lightning_glue.export import export, settings
     from lightning_glue.preprocess import read_label_symbols
+    from lightning_glue.pretrained import file_sha256
 
     task = module.task
     tracker.log_metrics({f"best/{name}": value for name, value in best.values.items()}, step=best.step)
     if config.tracking.checkpoints:
         symbols = [] if task.is_regression else read_label_symbols(data.prepared.directory)
         with tracker.artifact_folder("fairseq") as folder:
-            export(module.model.cpu(), task, start.tokenizer, symbols, best.step, folder)
+            model, own = module.model.cpu(), settings(config, data)
+            export(model, task, start.tokenizer, symbols, best.step, folder, own)
+            tracker.set_tags({EXPORT_DIGEST: file_sha256(folder / "checkpoint_best.pt")})
     preemption.check()
     drawn = {"learning_curves.png": figures.learning_curves(task, tracker.history)}
     for split, evaluation in best.evaluations.items():
@@ -387,16 +395,15 @@ def write_predictions(
     config: Config, module: GlueModule, data: GlueDataModule, start: Pretrained, folder: Path
 ) -> None:
     """Leaderboard files of the task's test splits, and of AX for a model of MNLI."""
-    import torch
-
     from lightning_glue import sources
-    from lightning_glue.hardware import resolve_eval_tokens
+    from lightning_glue.hardware import resolve_devices, resolve_precision
     from lightning_glue.predict import write_submissions
     from lightning_glue.preprocess import prepare
 
-    if torch.cuda.is_available() and config.trainer.gpus != "0":
-        module.model.cuda()
-    limits = {"eval_tokens": resolve_eval_tokens(config), "max_tokens": config.data.max_tokens}
+    accelerator = resolve_devices(config.trainer).accelerator
+    module.model.to(accelerator)
+    limits = {"eval_tokens": data.eval_tokens, "max_tokens": data.max_tokens}
+    limits |= {"precision": resolve_precision(config.trainer, accelerator)}
     write_submissions(module.model, module.task, data.prepared, folder, **limits)
     if module.task.name == "MNLI":
         ax = get_task("AX")
@@ -411,6 +418,8 @@ def announce(config: Config, data: GlueDataModule, resume: str | Resume | None, 
     lost = sum(info.dropped + info.skipped for info in data.prepared.splits.values())
     cut = sum(split.truncated for split in data.splits.values())
     notes = [f"malformed rows left out: {lost}"] * bool(lost) + [f"examples cut to length: {cut}"] * bool(cut)
+    if data.max_tokens < config.data.max_tokens:
+        notes.append(f"cut to the {data.max_tokens} positions that the model has")
     source = "generated sample, not GLUE" if config.data.source == "sample" else "GLUE"
     print(f"{config.task.name} ({source}): {'; '.join([kept, *notes])}")
     steps = f" or {config.trainer.max_steps} steps" if config.trainer.max_steps > 0 else ""
@@ -432,18 +441,25 @@ def report(config: Config, tracker: MLflowTracker, best: BestEvaluation) -> None
     if tracker.registered:
         print(f"model: {tracker.registered}")
     python = program("python")
-    sample = " --data sample" if config.data.source == "sample" else ""
-    commands = {
-        compare_command(str(tracker.uri)): "compare runs",
-        f"{python} -m lightning_glue.evaluate {tracker.run_id}{sample}": "score it again",
-    }
-    if sample:
+    uri, cpu = tracking_override(config), " --gpus 0" if config.trainer.gpus == "0" else ""
+    commands = {compare_command(str(tracker.uri)): "compare runs"}
+    if config.tracking.checkpoints:
+        commands[f"{python} -m lightning_glue.evaluate {tracker.run_id}{cpu}{uri}"] = "score it again"
+    if config.data.source == "sample":
         commands[f"{python} -m lightning_glue.train --task RTE --model minilm"] = "train on real GLUE data"
-    if config.task.name == "MNLI":
-        commands[f"{python} -m lightning_glue.train --task RTE --init-from {tracker.run_id}"] = "start RTE from it"
+    if config.task.name == "MNLI" and config.tracking.checkpoints:
+        commands[f"{python} -m lightning_glue.train --task RTE --init-from {tracker.run_id}{uri}"] = "start RTE from it"
     print("next:")
     for command, purpose in commands.items():
         print(f"  {command}\n      {purpose}")
+
+
+def tracking_override(config: Config) -> str:
+    """What a command needs besides the environment to find the run."""
+    uri = config.tracking.uri
+    if not uri or uri == os.environ.get("MLFLOW_TRACKING_URI"):
+        return ""
+    return " " + shlex.quote(f"tracking.uri={configuration.quote(hide_secrets(uri))}")
 
 
 def compare_command(uri: str) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import http.client
+import json
 import os
 import signal
 import socket
@@ -10,6 +11,7 @@ import subprocess
 import sys
 import threading
 import time
+import urllib.parse
 import urllib.request
 from collections.abc import Callable
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -105,6 +107,47 @@ class Proxy:
                 """A client that is killed in the middle of a call is no error here."""
 
         self.server = Server(("127.0.0.1", 0), Handler)
+        self.uri = f"http://127.0.0.1:{self.server.server_address[1]}"
+        threading.Thread(target=self.server.serve_forever, daemon=True).start()
+
+    def close(self) -> None:
+        self.server.shutdown()
+        self.server.server_close()
+
+
+class HostileServer:
+    """Answers as MLflow does for one run whose artifact folders list ``names``; every file is ``sent``."""
+
+    def __init__(self, names: list[str]) -> None:
+        self.names = names
+        hostile = self
+
+        class Handler(BaseHTTPRequestHandler):
+            def do_GET(self) -> None:
+                path = urllib.parse.urlparse(self.path)
+                wanted = urllib.parse.parse_qs(path.query).get("path", [""])[0]
+                run = {"run_id": "0" * 32, "artifact_uri": "mlflow-artifacts:/0/run/artifacts", "status": "FINISHED"}
+                if self.command == "POST":  # a search for models logged by themselves
+                    answer = b"{}"
+                elif path.path.endswith("runs/get"):
+                    answer = json.dumps({"run": {"info": run, "data": {}}}).encode()
+                elif path.path.endswith("/artifacts"):
+                    folder = wanted.rstrip("/").endswith("/fairseq")
+                    listed = hostile.names if folder else []
+                    answer = json.dumps({"files": [{"path": name, "is_dir": False} for name in listed]}).encode()
+                else:
+                    answer = b"sent"
+                self.send_response(200)
+                self.send_header("Content-Length", str(len(answer)))
+                self.end_headers()
+                self.wfile.write(answer)
+
+            do_POST = do_GET
+
+            def log_message(self, *_: object) -> None:
+                """Keep the terminal quiet."""
+
+        self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
         self.uri = f"http://127.0.0.1:{self.server.server_address[1]}"
         threading.Thread(target=self.server.serve_forever, daemon=True).start()
 

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -15,6 +17,7 @@ import torch
 from lightning_glue import config, metrics, predict, preprocess, pretrained, sources
 from lightning_glue.checkpoint import load_fine_tuned
 from lightning_glue.data import TokenizedSplit, load_split
+from lightning_glue.errors import UserError
 from lightning_glue.export import export, fairseq_labels
 from lightning_glue.model import HEAD, build_model, logits
 from lightning_glue.pretrained import Pretrained
@@ -102,6 +105,85 @@ def test_it_loads_again_with_the_labels_in_our_order(rte: tuple, cache: Path, gl
     prepared = preprocess.prepare(TASKS["RTE"], glue_dir, again.tokenizer, cache)
     dev = load_split(TASKS["RTE"], TASKS["RTE"].dev[0], prepared.directory, 512)
     torch.testing.assert_close(predict.predict(again.model, dev, 8192), outputs)
+
+
+HEAD_WEIGHT = f"classification_heads.{HEAD}.out_proj.weight"
+FC1 = "encoder.sentence_encoder.layers.0.fc1.weight"
+
+
+def changed(state: dict, **top: object) -> dict:
+    return {key: value for key, value in (state | top).items() if value is not None}
+
+
+def model_with(state: dict, name: str, value: object) -> dict:
+    weights = {key: tensor for key, tensor in state["model"].items() if key != name}
+    return state | {"model": weights if value is None else weights | {name: value}}
+
+
+def architecture_with(state: dict, **arguments: object) -> dict:
+    return state | {"cfg": state["cfg"] | {"model": state["cfg"]["model"] | arguments}}
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (lambda s: changed(s, glue_task=["RTE"]), "TypeError"),
+        (lambda s: changed(s, glue_task="../RTE"), "unknown task '../RTE'"),
+        (lambda s: changed(s, glue_labels=None), "its 'glue_labels' are None, expected RTE's"),
+        (lambda s: changed(s, glue_labels=3), "its 'glue_labels' are 3, expected RTE's"),
+        (lambda s: changed(s, glue_labels=["a", "b"]), "its 'glue_labels' are .*, expected RTE's: entailment"),
+        (lambda s: changed(s, glue_settings=[1]), r"its 'glue_settings' are \[1\]"),
+        (lambda s: changed(s, model=[1, 2]), "does not hold a model as expected"),
+        (lambda s: changed(s, cfg=[1]), "does not hold a model as expected"),
+        (lambda s: changed(s, cfg={"x": 1}), "does not hold a model as expected"),
+        (lambda s: architecture_with(s, encoder_layers="ten"), "does not hold a model as expected"),
+        (lambda s: architecture_with(s, encoder_attention_heads=0), "does not hold a model as expected"),
+        (lambda s: architecture_with(s, max_positions=10), "embed_positions.weight has shape"),
+        (lambda s: model_with(s, FC1, "text"), "fc1.weight is no plain tensor"),
+        (lambda s: model_with(s, FC1, s["model"][FC1].to_sparse()), "fc1.weight is no plain tensor"),
+        (lambda s: model_with(s, FC1, None), "fc1.weight"),
+        (lambda s: model_with(s, FC1, s["model"][FC1] * float("nan")), "fc1.weight holds NaN or infinite values"),
+        (lambda s: model_with(s, HEAD_WEIGHT, None), "its head is none of RTE"),
+        (lambda s: model_with(s, HEAD_WEIGHT, s["model"][HEAD_WEIGHT][:1]), "its head is none of RTE"),
+        (lambda s: model_with(s, HEAD_WEIGHT.replace("out_proj", "dense"), None), "its head is none of RTE"),
+    ],
+)
+def test_an_odd_directory_is_one_line_that_names_it(
+    change: Callable[[dict], dict], said: str, rte: tuple, tmp_path: Path
+) -> None:
+    shutil.copytree(rte[0] / "checkpoints", tmp_path / "odd")
+    file = tmp_path / "odd" / "checkpoint_best.pt"
+    torch.save(change(torch.load(file, weights_only=True)), file)
+    with pytest.raises(UserError, match=said) as found:
+        load_fine_tuned(str(file.parent), None)
+    assert str(file) in str(found.value)
+    assert "\n" not in str(found.value)
+
+
+@pytest.mark.parametrize("name", ["vocab.json", "merges.txt", "input0/dict.txt"])
+def test_an_odd_tokenizer_is_one_line_too(name: str, rte: tuple, tmp_path: Path) -> None:
+    shutil.copytree(rte[0] / "checkpoints", tmp_path / "odd")
+    for content in (b"[1]", b"\xff\xfe garbage \x00\n" * 9):
+        (tmp_path / "odd" / name).write_bytes(content)
+        with pytest.raises(UserError) as found:
+            load_fine_tuned(str(tmp_path / "odd"), None)
+        assert str(tmp_path / "odd") in str(found.value)
+
+
+def test_a_model_in_double_precision_stays_so(bpe_dir: Path, tmp_path: Path) -> None:
+    """As ``trainer.precision=64-true`` trains it; fairseq loads it as well."""
+    architecture = config.compose(model="tiny").model.architecture
+    start = pretrained.load_pretrained("random", "gpt2", str(bpe_dir), architecture)
+    model = build_model(start, 2, {}).double().eval()
+    for parameter in model.parameters():
+        parameter.data += torch.rand_like(parameter) * 1e-3  # digits that float32 has no room for
+    export(model, TASKS["CoLA"], start.tokenizer, [], 0, tmp_path)
+    again = load_fine_tuned(str(tmp_path), None).model
+    for name, tensor in model.state_dict().items():
+        assert torch.equal(tensor, again.state_dict()[name]), name
+    from fairseq.models.roberta import RobertaModel
+
+    RobertaModel.from_pretrained(str(tmp_path), "checkpoint_best.pt", ".")
 
 
 def test_the_directory_can_be_moved(rte: tuple, tmp_path: Path) -> None:

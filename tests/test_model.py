@@ -7,8 +7,11 @@ import json
 import math
 import subprocess
 import sys
+from argparse import Namespace
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -22,11 +25,21 @@ from lightning_glue.batching import MicroBatch
 from lightning_glue.data import TokenizedSplit, load_split
 from lightning_glue.errors import UserError
 from lightning_glue.export import export
-from lightning_glue.model import HEAD, RobertaModel, build_model, load_encoder, logits, task_loss
+from lightning_glue.model import (
+    HEAD,
+    RobertaModel,
+    build_model,
+    load_encoder,
+    logits,
+    stock_logits,
+    task_loss,
+    token_limit,
+)
 from lightning_glue.module import GlueModule
 from lightning_glue.preprocess import Prepared, prepare, read_label_symbols
 from lightning_glue.pretrained import Pretrained, load_pretrained, safe_load
 from lightning_glue.tasks import TASKS
+from lightning_glue.train import announce, build
 
 NO_DROPOUT = {"dropout": 0.0, "attention_dropout": 0.0, "pooler_dropout": 0.0}
 
@@ -234,10 +247,58 @@ def test_an_ill_fitting_checkpoint_is_refused(bpe_dir: Path) -> None:
         load_encoder(model, {key: value for key, value in state.items() if key != name})
 
 
+def test_another_architecture_is_named(bpe_dir: Path) -> None:
+    """BART's state dict has no sentence encoder; other entries are no tensors, or none of weights."""
+    model = build_model(tiny(bpe_dir), 2, {})
+    bart = {"encoder.embed_tokens.weight": torch.zeros(3, 3), "decoder.embed_tokens.weight": torch.zeros(3, 3)}
+    with pytest.raises(UserError, match=r"is no RoBERTa: it has no encoder\.sentence_encoder\.embed_tokens\.weight"):
+        load_encoder(model, bart)
+    state = model.state_dict()
+    name = "encoder.sentence_encoder.layers.0.fc1.weight"
+    for wrong in ("text", state[name].long(), state[name].to_sparse()):
+        with pytest.raises(UserError, match=r"entry .*fc1\.weight is no plain tensor of floating-point numbers"):
+            load_encoder(model, {**state, name: wrong})
+
+
+@pytest.mark.parametrize(
+    ("held", "asked", "limit"), [(128, 512, 128), (128, 64, 64), (1024, 512, 512), (1024, 1024, 1024)]
+)
+def test_the_length_is_at_most_the_positions(held: int, asked: int, limit: int, bpe_dir: Path) -> None:
+    start = tiny(bpe_dir)
+    model = build_model(replace(start, args=start.args | {"max_positions": held}), 2, {}).eval()
+    assert token_limit(model, asked) == limit
+    for tokens in {128: (129, 511, 1024), 1024: (1025,)}[held]:
+        with pytest.raises(UserError, match=rf"data\.max_tokens={tokens}, but the model has {held} positions"):
+            token_limit(model, tokens)
+    with torch.no_grad():
+        longest = torch.tensor([[0, *[5] * (held - 2), 2]])
+        torch.testing.assert_close(logits(model, longest), stock_logits(model, longest))
+
+
+def test_a_run_is_cut_to_the_models_positions(bpe_dir: Path, cache: Path, tmp_path: Path, capsys: Any) -> None:
+    """A checkpoint of 128 positions, where fairseq was not told ``max_positions``; said before training."""
+    start = tiny(bpe_dir)
+    arguments = {**start.args, "tokens_per_sample": 128}
+    model = build_model(replace(start, args=arguments), 2, {})
+    torch.save({"args": Namespace(**arguments), "model": model.state_dict()}, tmp_path / "short.pt")
+    folder = tmp_path / "SST-2"
+    folder.mkdir()
+    for name in ("train", "dev"):
+        (folder / f"{name}.tsv").write_text("sentence\tlabel\n" + "word " * 600 + "\t0\nA short one.\t1\n")
+    given = [f"data.glue_dir={tmp_path}", f"data.bpe_dir={bpe_dir}", "data.batch_size=2", "trainer.gpus=0"]
+    chosen = config.compose(given, task="SST-2", model=str(tmp_path / "short.pt"))
+    module, data, _ = build(chosen)
+    assert data.max_tokens == data.splits["train"].lengths.max() == 128
+    module.model(data.splits["train"][MicroBatch(np.arange(2), 1.0)]["tokens"], features_only=True)
+    announce(chosen, data, None, None)
+    assert "cut to the 128 positions that the model has" in capsys.readouterr().out
+    chosen.data.max_tokens = 300
+    with pytest.raises(UserError, match=r"short\.pt: data\.max_tokens=300, but the model has 128 positions"):
+        build(chosen)
+
+
 def test_an_old_fairseq_checkpoint_loads_and_code_does_not(bpe_dir: Path, tmp_path: Path) -> None:
     """``args`` as an argparse.Namespace, decoder.* names, as roberta.base was published; and a pickle bomb."""
-    from argparse import Namespace
-
     source = build_model(tiny(bpe_dir), 2, {})
     old_names = {name.replace("encoder.", "decoder.", 1): tensor for name, tensor in source.state_dict().items()}
     architecture = config.compose(model="tiny").model.architecture

@@ -6,7 +6,9 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import mlflow
 import pytest
@@ -35,7 +37,7 @@ def project(cache: Path, bpe_dir: Path, tmp_path_factory: pytest.TempPathFactory
     folder = tmp_path_factory.mktemp("registry")
     flags = ["--task", "WNLI", "--data", "sample", "--model", "tiny", "--gpus", "0", "trainer.max_epochs=1"]
     for seed in (1, 2):
-        command = ["lightning_glue.train", *flags, f"seed={seed}", "trainer.predict=true"]
+        command = ["lightning_glue.train", *flags, f"seed={seed}", "trainer.predict=true", "trainer.precision=32-true"]
         run(*command, cwd=folder, ROBERTA_BPE_DIR=str(bpe_dir))
     store = mlflow.MlflowClient(f"sqlite:///{folder / 'mlflow.db'}")
     found = store.search_runs([store.get_experiment_by_name("glue-wnli").experiment_id])
@@ -100,11 +102,71 @@ def test_a_champion_whose_run_was_deleted_is_still_measured_against(
     assert registry.register(client, finished_run(client, tmp_path, 0.6))[2].startswith("version 1 stays champion")
 
 
-def test_an_unfinished_run_is_refused(client: mlflow.MlflowClient, tmp_path: Path) -> None:
+@pytest.mark.parametrize("status", ["KILLED", "FAILED", "RUNNING"])  # a diverged training has FAILED
+def test_an_unfinished_run_is_refused(status: str, client: mlflow.MlflowClient, tmp_path: Path) -> None:
     run_id = finished_run(client, tmp_path, 0.7)
-    client.set_terminated(run_id, "KILLED")
-    with pytest.raises(UserError, match="is KILLED; only a finished training"):
+    client.update_run(run_id, status)
+    with pytest.raises(UserError, match=f"is {status}; only a finished training"):
         registry.register(client, run_id)
+    assert not client.search_registered_models()
+
+
+class Interrupted(mlflow.MlflowClient):
+    """Another process does ``meanwhile`` just before ``call`` reaches the store."""
+
+    def __init__(self, uri: str, call: str, meanwhile: Callable[[], object]) -> None:
+        super().__init__(uri)
+        real = getattr(self, call)
+
+        def late(*arguments: Any, **named: Any) -> Any:
+            setattr(self, call, real)
+            meanwhile()
+            return real(*arguments, **named)
+
+        setattr(self, call, late)
+
+
+@pytest.mark.parametrize("call", ["set_model_version_tag", "get_registered_model", "set_registered_model_alias"])
+@pytest.mark.parametrize(("mine", "theirs"), [(0.8, 0.9), (0.9, 0.8)])
+def test_of_two_that_end_together_the_better_is_champion(
+    mine: float, theirs: float, call: str, client: mlflow.MlflowClient, tmp_path: Path
+) -> None:
+    registry.register(client, finished_run(client, tmp_path, 0.7))
+    one, other = finished_run(client, tmp_path, mine), finished_run(client, tmp_path, theirs)
+    late = Interrupted(client.tracking_uri, call, lambda: registry.register(client, other))
+    _, _, decision = registry.register(late, one)
+    holder = client.get_model_version_by_alias("glue-rte", "champion")
+    assert float(holder.tags["score"]) == 0.9
+    assert ("the champion" in decision) == (mine > theirs)
+
+
+def test_a_champion_put_back_by_hand_is_the_one_to_beat(client: mlflow.MlflowClient, tmp_path: Path) -> None:
+    first, *_ = (registry.register(client, finished_run(client, tmp_path, score)) for score in (0.7, 0.9))
+    client.set_registered_model_alias("glue-rte", "champion", first[1])
+    _, version, decision = registry.register(client, finished_run(client, tmp_path, 0.8))
+    assert decision == "the champion: dev/accuracy 0.8000"
+    assert client.get_model_version_by_alias("glue-rte", "champion").version == version
+
+
+def test_versions_made_by_hand_do_not_stand_in_the_way(client: mlflow.MlflowClient, tmp_path: Path) -> None:
+    """The same run under another name, and a champion without a score."""
+    run_id = finished_run(client, tmp_path, 0.7)
+    for name in ("mine", "glue-rte"):
+        client.create_registered_model(name)
+    client.create_model_version("mine", f"runs:/{run_id}/fairseq", run_id)
+    client.create_model_version("mine", f"runs:/{run_id}/fairseq", run_id)
+    assert registry.register(client, run_id)[:2] == ("glue-rte", 1)
+    by_hand = client.create_model_version("glue-rte", f"runs:/{run_id}/fairseq", None)
+    client.set_registered_model_alias("glue-rte", "champion", by_hand.version)
+    _, version, decision = registry.register(client, finished_run(client, tmp_path, 0.8))
+    assert (version, decision) == (3, "not compared with the champion, version 2: its tag 'score' is no number")
+
+
+def test_one_run_registered_twice_at_once_is_one_version(client: mlflow.MlflowClient, tmp_path: Path) -> None:
+    run_id = finished_run(client, tmp_path, 0.7)
+    late = Interrupted(client.tracking_uri, "create_model_version", lambda: registry.register(client, run_id))
+    assert registry.register(late, run_id)[1] == 1
+    assert [version.version for version in client.search_model_versions("name = 'glue-rte'")] == [1]
 
 
 def test_a_version_says_what_it_comes_from(project: tuple[Path, list[str]]) -> None:

@@ -10,8 +10,9 @@ import pytest
 import torch
 
 from lightning_glue import config, pretrained
+from lightning_glue.errors import UserError
 from lightning_glue.export import export
-from lightning_glue.model import build_model, stock_logits
+from lightning_glue.model import build_model, stock_logits, token_limit
 from lightning_glue.registry import describe_model
 from lightning_glue.tasks import TASKS
 
@@ -54,6 +55,44 @@ def test_scores_are_on_the_tasks_scale(bpe_dir: Path, tmp_path: Path) -> None:
     answer, outputs = served("STS-B", bpe_dir, tmp_path)
     assert list(answer.columns) == ["score"]
     assert answer["score"].to_numpy() == pytest.approx((5 * outputs.squeeze(-1)).clamp(0, 5).numpy(), abs=1e-4)
+
+
+@pytest.mark.parametrize("name", ["RTE", "STS-B"])
+def test_no_rows_are_an_empty_answer_and_missing_values_are_named(name: str, bpe_dir: Path, tmp_path: Path) -> None:
+    columns = list(served(name, bpe_dir, tmp_path)[0].columns)
+    model = mlflow.pyfunc.load_model(str(tmp_path))
+    none = model.predict(FRAME.iloc[:0])
+    assert list(none.columns) == columns
+    assert len(none) == 0
+    for missing in (None, float("nan"), pd.NA):
+        frame = FRAME.astype(object)
+        frame.loc[3, "text_pair"] = missing
+        with pytest.raises(UserError, match=f"{name}: column 'text_pair', row 3 holds .*, expected a text"):
+            model.predict(frame)
+    frame.loc[3, "text_pair"] = "half \ud83d"
+    with pytest.raises(UserError, match="row 3 holds half a character"):
+        model.predict(frame)
+    assert list(model.predict(FRAME.assign(text_pair=["", "x y z " * 1000]).set_axis([5, 5])).index) == [5, 5]
+
+
+@pytest.mark.parametrize(("positions", "asked", "limit"), [(128, 512, 128), (1024, 1024, 1024), (1024, None, 512)])
+def test_texts_are_cut_as_the_run_cut_them(
+    positions: int, asked: int | None, limit: int, bpe_dir: Path, tmp_path: Path
+) -> None:
+    task = TASKS["SST-2"]
+    architecture = config.compose(model="tiny").model.architecture | {"max_positions": positions}
+    start = pretrained.load_pretrained("random", "gpt2", str(bpe_dir), architecture)
+    model = build_model(start, task.num_outputs, {}).eval()
+    settings = {"data.max_tokens": token_limit(model, asked)} if asked else None  # None: an export of earlier versions
+    export(model, task, start.tokenizer, [], 0, tmp_path, settings)
+    describe_model(task, "0" * 32, tmp_path)
+    text = " ".join(f"word {i}" for i in range(1500))
+    answer = mlflow.pyfunc.load_model(str(tmp_path)).predict(pd.DataFrame({"text": [text]}))
+    ids = [0, *start.tokenizer.encode([text])[0].tolist()]
+    with torch.no_grad():
+        shares = stock_logits(model, torch.tensor([[*ids[: limit - 1], 2]])).softmax(-1)[0]
+    found = answer[[f"probability_{label}" for label in task.labels]].to_numpy()[0]
+    assert found == pytest.approx(shares.numpy(), abs=1e-6)
 
 
 def test_a_missing_column_is_named(bpe_dir: Path, tmp_path: Path) -> None:

@@ -329,6 +329,7 @@ def test_a_training_that_diverges_ends_early_and_says_so(cache: Path, bpe_dir: P
         (["data.glue_dir=nowhere", "--data", "glue"], "nowhere is not a folder"),
         (["trainer.val_check_interval=100000"], "trainer.val_check_interval=100000 batches, but an epoch of WNLI has"),
         (["model.architecture.encoder_attention_heads=7"], "cannot be shared by 7 encoder_attention_heads"),
+        (["data.max_tokens=1024"], "model.architecture: data.max_tokens=1024, but the model has 512 positions"),
         (["--procs", "8", "data.batch_size=4"], "data.batch_size=4 examples a step cannot be shared by 8 processes"),
     ],
 )
