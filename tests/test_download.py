@@ -355,7 +355,7 @@ def test_wanted_members_of_the_top_folder(tmp_path, make, extract, top) -> None:
     }
     extract(make(tmp_path / "a", entries), tmp_path / "out", ("train.tsv", "dev.tsv"))
 
-    assert {path.name: path.read_bytes() for path in (tmp_path / "out").iterdir()} == {
+    assert {path.name: path.read_bytes() for path in (tmp_path / "out").glob("*.tsv")} == {
         "train.tsv": b"train",
         "dev.tsv": b"dev",
     }

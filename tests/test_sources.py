@@ -232,7 +232,7 @@ def test_model_is_unpacked_and_its_digest_recorded(tmp_path, mirror, cache) -> N
 
     folder = model_archive("roberta.base")
 
-    assert sorted(path.name for path in folder.iterdir()) == ["dict.txt", "model.pt"]
+    assert sorted(path.name for path in folder.iterdir()) == [".sha256sums", "dict.txt", "model.pt"]
     record = cache / "downloads" / "roberta.base.tar.gz.sha256"
     assert record.read_text().strip() == hashlib.sha256(content).hexdigest()
     with pytest.raises(UserError, match="unknown pretrained model 'roberta.bas'; did you mean 'roberta.base'"):
