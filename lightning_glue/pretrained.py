@@ -214,8 +214,8 @@ def fairseq_args(checkpoint: dict[str, Any], path: Path) -> dict[str, Any]:
         names = list(map(str, checkpoint))
         if any(name.endswith(("word_embeddings.weight", "attention.self.query.weight")) for name in names):
             raise UserError(_foreign(path))
-        found = ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
-        raise UserError(f"{path} is no fairseq checkpoint: it has no 'model'; found {found[:200] or 'nothing'}")
+        found = ", ".join(name[:40] for name in names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
+        raise UserError(f"{path} is no fairseq checkpoint: it has no 'model'; found {found or 'nothing'}")
     _check_weights(checkpoint["model"], path)
     args = _named_args(checkpoint, path)
     _check_sizes(args, checkpoint["model"], path)

@@ -27,6 +27,7 @@ BOS, PAD, EOS, UNK = 0, 1, 2, 3  # fairseq.data.Dictionary: <s> <pad> </s> <unk>
 SPECIALS = ("<s>", "<pad>", "</s>", "<unk>")
 _OVERWRITE = "#fairseq:overwrite"
 _FILLING = re.compile(r"madeupword\d+|<[^>]*>")  # what fairseq itself adds to a dictionary
+_ADDED = ("<>", "[]")  # first and last letter of tokens that are not made of letters, such as <|endoftext|>
 _BERT_SPECIALS = frozenset({"[CLS]", "[PAD]", "[SEP]", "[UNK]", "[MASK]"})
 _MOST_IDS = 10_000_000
 _CHUNK = 4096  # lines handed to the Rust threads at once
@@ -264,6 +265,13 @@ def _byte_level(vocabulary: dict[str, int], pairs: list[tuple[str, str]], path: 
         backend = Backend(models.BPE(vocabulary, pairs))
     except Exception as error:  # what the library raises is not specified
         raise UserError(f"{path} does not fit the encoder.json beside it ({first_line(error)})") from None
+    joined = {first + second for first, second in pairs}
+    missing = [
+        token for token in vocabulary if len(token) > 1 and token not in joined and token[0] + token[-1] not in _ADDED
+    ]
+    if missing:
+        example = f"{len(missing)} tokens of encoder.json, such as {missing[0]!r}"
+        raise UserError(f"{path} is cut or of another encoder: it makes none of {example}")
     backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     return backend
 
