@@ -111,7 +111,8 @@ def glue_directory(task: Task, source: str, glue_dir: str | None) -> Path:
     if glue_dir:
         return _given_directory(task, Path(glue_dir).expanduser().absolute())
     root = cache_dir() / "glue"
-    _once(root / task.directory, lambda: _fetch_task(task, root / task.directory))
+    archive = TASK_REMOTES.get(task.name)
+    _once(root / task.directory, lambda: _fetch_task(task, root / task.directory), archive)
     return root
 
 
@@ -140,7 +141,7 @@ def model_archive(name: str) -> Path:
         raise UserError(f"unknown pretrained model {name!r}{suggest(name, MODELS)}")
     folder = cache_dir() / "models" / name
     advice = f"unpack {name}.tar.gz by hand as {folder}"
-    _once(folder, lambda: _fetch_archive(MODELS[name], MODELS[name].members, folder, extract_tar, advice))
+    _once(folder, lambda: _fetch_archive(MODELS[name], MODELS[name].members, folder, extract_tar, advice), MODELS[name])
     dictionary = folder / "dict.txt"  # model.pt is compared when it is loaded
     digests.check(dictionary, digests.known_sha256(dictionary) if dictionary.is_file() else None, folder)
     return folder
@@ -213,10 +214,13 @@ def _download(remote: Remote, target: Path, advice: str) -> Path:
     return download(remote.url, target, remote.sha256, label=remote.name, advice=advice)
 
 
-def _once(folder: Path, build: Callable[[], object]) -> Path:
+def _once(folder: Path, build: Callable[[], object], archive: Remote | None = None) -> Path:
     """Return ``folder``, built on first use by ``build``, which must make it appear complete or not at all.
 
     A folder put there by hand, or by an earlier version, gets the record of its digests now.
+
+    Args:
+        archive: what the folder is unpacked from; one that is left there by a process killed after that is removed.
     """
     if not folder.is_dir() or leftovers(folder):
         with locked(folder):
@@ -226,4 +230,7 @@ def _once(folder: Path, build: Callable[[], object]) -> Path:
     if not (folder / digests.RECORD).exists():
         with contextlib.suppress(OSError), locked(folder):
             digests.record(folder)
+    if archive:
+        with contextlib.suppress(OSError):
+            (cache_dir() / "downloads" / archive.name).unlink(missing_ok=True)
     return folder

@@ -172,6 +172,18 @@ def test_wrong_content_range_is_not_appended(server, fetch) -> None:
     assert server.requests == [None, "bytes=153600-", None]
 
 
+def test_a_part_goes_where_the_file_was_put_by_hand(server, fetch, tmp_path) -> None:
+    server.plan, server.etag = ["drop"], '"one"'
+    with pytest.raises(UserError):
+        fetch(attempts=1)
+    target = tmp_path / "deep" / "file.bin"
+    assert leftovers(target) == ["file.bin.part", "file.bin.part.tag"]
+    target.write_bytes(BODY)
+
+    assert fetch() == target
+    assert leftovers(target) == []
+
+
 def test_complete_part_needs_only_its_name(server, fetch, tmp_path) -> None:
     part = tmp_path / "deep" / "file.bin.part"
     part.parent.mkdir()
