@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import fcntl
 import hashlib
 import os
+import re
 import shutil
 import uuid
 from collections.abc import Iterator
@@ -13,6 +15,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
 
+from lightning_glue import digests
 from lightning_glue.errors import UserError
 
 CANNOT_WRITE = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR})
@@ -78,11 +81,48 @@ def locked(target: Path) -> Iterator[None]:
         yield
 
 
+def leftovers(target: Path) -> list[Path]:
+    """Temporary folders of :func:`new_folder` for ``target``: of a process at work, or of one that was killed."""
+    return [path for path in target.parent.glob(".*.part") if _target_name(path) == target.name and path.is_dir()]
+
+
+def _target_name(part: Path) -> str | None:
+    found = re.fullmatch(r"\.(.+)\.[^.]+\.part", part.name)
+    return found[1] if found else None
+
+
+def sweep(target: Path) -> None:
+    """Remove what killed processes left of ``target``, whose lock the caller holds, and of its neighbours."""
+    for part in leftovers(target):
+        shutil.rmtree(part, ignore_errors=True)
+    for part in target.parent.glob(".*.part"):
+        name = _target_name(part)
+        lock = part.with_name(f".{name}.lock")
+        if name == target.name or not part.is_dir() or not lock.is_file():
+            continue
+        with contextlib.suppress(OSError), lock.open("w") as file:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # held by a process at work on it
+            shutil.rmtree(part, ignore_errors=True)
+
+
+def discard(target: Path) -> None:
+    """Remove a file or folder at once, as far as other processes see: its lock is held by the caller."""
+    away = target.with_name(f".{target.name}.{uuid.uuid4().hex}.part")
+    target.rename(away)
+    if away.is_dir() and not away.is_symlink():
+        shutil.rmtree(away, ignore_errors=True)
+    else:
+        away.unlink()
+
+
 @contextmanager
-def new_folder(target: Path) -> Iterator[Path]:
+def new_folder(target: Path, *, recorded: bool = False) -> Iterator[Path]:
     """Yield an empty temporary folder that becomes ``target`` when the block ends without an error.
 
     A ``target`` that is there already and not empty raises :class:`UserError` before anything is done.
+
+    Args:
+        recorded: the digests of its files are written into it (see :mod:`lightning_glue.digests`).
     """
     if target.exists() and not (target.is_dir() and not any(target.iterdir())):
         raise UserError(f"{target} exists already; remove it or choose another folder")
@@ -90,6 +130,8 @@ def new_folder(target: Path) -> Iterator[Path]:
     try:
         temporary.mkdir(parents=True)
         yield temporary
+        if recorded:
+            digests.record(temporary)
         for path in sorted(temporary.rglob("*")):
             sync(path)
         os.rename(temporary, target)

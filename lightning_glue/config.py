@@ -216,7 +216,7 @@ def _choose_model(name: str) -> list[str]:
         path = Path(name).expanduser()
         if not path.exists():
             raise UserError(f"model {name}: no such file or directory")
-        return ["model=roberta.base", f"model.name={quote(path.stem)}", f"model.source={quote(str(path.resolve()))}"]
+        return ["model=roberta.base", f"model.name={quote(path.stem)}", f"model.source={quote(str(path.absolute()))}"]
     raise UserError(f"unknown model {name!r}{suggest(name, options('model'))}; or the path of a *.pt checkpoint")
 
 

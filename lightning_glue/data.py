@@ -14,10 +14,12 @@ from torch.utils.data import DataLoader, Dataset
 
 from lightning_glue import indexed
 from lightning_glue.batching import EvalSampler, MicroBatch, TrainSampler
-from lightning_glue.errors import UserError
+from lightning_glue.errors import UserError, first_line
 from lightning_glue.preprocess import Prepared, fairseq_names, read_label_symbols
 from lightning_glue.tasks import Split, Task
 from lightning_glue.tokenizer import BOS, EOS, PAD, SPECIALS
+
+_AGAIN = "preprocess the data again"
 
 
 class Batch(TypedDict):
@@ -114,12 +116,17 @@ def join_parts(parts: list[tuple[np.ndarray, np.ndarray]], max_tokens: int) -> t
 def _read_targets(task: Task, directory: Path, name: str) -> np.ndarray:
     """Label ids in the registry's order (fairseq's are by frequency), or scaled scores."""
     if task.is_regression:
-        return np.loadtxt(directory / "label" / f"{name}.label", dtype=np.float32, ndmin=1)
+        return _read_scores(directory / "label" / f"{name}.label")
     symbols = read_label_symbols(directory)
+    if unknown := [symbol for symbol in symbols if symbol not in task.labels]:
+        raise UserError(f"{directory / 'label' / 'dict.txt'} has {unknown[0]!r}, no label of {task.name}; {_AGAIN}")
     ours = np.full(len(SPECIALS) + len(symbols), -1, dtype=np.int64)
     ours[len(SPECIALS) :] = [task.labels.index(symbol) for symbol in symbols]
-    ids, _ = indexed.read(directory / "label" / name)
-    targets = ours[ids.reshape(-1, 2)[:, 0]]
+    ids, lengths = indexed.read(directory / "label" / name)
+    ids = ids.reshape(-1, 2)[:, 0] if (lengths == 2).all() else np.full(1, len(ours))
+    if len(ids) and not 0 <= int(ids.min()) <= int(ids.max()) < len(ours):
+        raise UserError(f"{directory / 'label' / name}.bin holds other ids than its dict.txt; {_AGAIN}")
+    targets = ours[ids]
     if (targets < 0).any():
         row, names = int((targets < 0).argmax()) + 1, fairseq_names(task)
         file = next(split.file_name for split in task.splits if names[split.name] == name)
@@ -127,12 +134,40 @@ def _read_targets(task: Task, directory: Path, name: str) -> np.ndarray:
     return targets
 
 
+def _read_scores(path: Path) -> np.ndarray:
+    try:
+        return np.array(path.read_text().split(), dtype=np.float32)
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path} is no list of scores ({first_line(error)}); {_AGAIN}") from None
+
+
+def _read_text(folder: Path, name: str) -> tuple[np.ndarray, np.ndarray]:
+    """Ids and lengths of one text of every example: each at least its ``</s>``, none beyond the dictionary."""
+    ids, lengths = indexed.read(folder / name)
+    try:
+        size = len(SPECIALS) + (folder / "dict.txt").read_bytes().count(b"\n")
+    except OSError as error:
+        raise UserError(f"{folder / 'dict.txt'} cannot be read: {error.strerror}; {_AGAIN}") from None
+    if len(ids) and not 0 <= int(ids.min()) <= int(ids.max()) < size:
+        raise UserError(f"{folder / name}.bin holds the id {int(ids.max())}, but dict.txt has {size}; {_AGAIN}")
+    if (lengths < 1).any() or (ids[np.cumsum(lengths) - 1] != EOS).any():
+        raise UserError(f"{folder / name}.bin has an example without its end; {_AGAIN}")
+    return ids, lengths
+
+
 def load_split(task: Task, split: Split, directory: Path, max_tokens: int) -> TokenizedSplit:
-    """Read one split of a folder in fairseq's layout."""
+    """Read one split of a folder in fairseq's layout.
+
+    Raises:
+        UserError: a file is missing or damaged, or the files do not fit one another.
+    """
     name = fairseq_names(task)[split.name]
-    parts = [indexed.read(directory / f"input{column}" / name) for column in range(task.num_texts)]
-    tokens, lengths, truncated = join_parts(parts, max_tokens)
+    parts = [_read_text(directory / f"input{column}", name) for column in range(task.num_texts)]
     targets = _read_targets(task, directory, name) if split.labelled else None
+    counts = [len(lengths) for _, lengths in parts] + ([] if targets is None else [len(targets)])
+    if len(set(counts)) > 1:
+        raise UserError(f"{directory}: {name} has {' and '.join(map(str, counts))} texts and labels; {_AGAIN}")
+    tokens, lengths, truncated = join_parts(parts, max_tokens)
     return TokenizedSplit(split.name, tokens, lengths, targets, truncated)
 
 

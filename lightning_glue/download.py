@@ -6,11 +6,13 @@ under a temporary name beside its place. A lock file ``.<name>.lock`` beside the
 
 from __future__ import annotations
 
+import base64
+import bz2
 import contextlib
 import gzip
-import hashlib
 import http.client
 import logging
+import lzma
 import os
 import shutil
 import socket
@@ -21,13 +23,14 @@ import urllib.error
 import urllib.parse
 import urllib.request
 import zipfile
-import zlib
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path, PurePosixPath
 from typing import IO
 
+from lightning_glue.addresses import hide_secrets
 from lightning_glue.atomic import CANNOT_WRITE, cannot_write, locked, new_folder, sync
-from lightning_glue.errors import UserError
+from lightning_glue.digests import file_sha256
+from lightning_glue.errors import UserError, first_line
 
 log = logging.getLogger(__name__)
 
@@ -61,9 +64,10 @@ def download(
     with locked(target):
         expected = sha256 or (record.read_text(encoding="ascii").strip() if record.is_file() else None)
         if target.is_file():
-            found = _digest(target)
+            found = file_sha256(target)
             if expected is not None and found != expected:
                 raise UserError(f"{target} has sha256 {found}, expected {expected}; delete it and run again")
+            _discard(part)  # of a download that was killed before the file was put here by hand
         else:
             advice = f"; {advice}" if advice else ""
             found = _fetch_verified(url, part, expected, label or target.name, advice, attempts, delay)
@@ -82,15 +86,18 @@ def _fetch_verified(
     """Bring ``part`` to the complete, verified file and return its sha256."""
     verified = expected is not None
     _fetch_whole(url, part, verified, label, advice, attempts, delay)
-    found = _digest(part)
+    found = file_sha256(part)
     if verified and found != expected:
         log.warning("%s: wrong sha256, downloading once more from the start", label)
         _discard(part)
         _fetch_whole(url, part, verified, label, advice, attempts, delay)
-        found = _digest(part)
+        found = file_sha256(part)
     if verified and found != expected:
         _discard(part)
-        raise UserError(f"{url} was damaged on the way or changed: expected sha256 {expected}, found {found}{advice}")
+        address = hide_secrets(url)
+        raise UserError(
+            f"{address} was damaged on the way or changed: expected sha256 {expected}, found {found}{advice}"
+        )
     return found
 
 
@@ -105,7 +112,7 @@ def _fetch_whole(url: str, part: Path, verified: bool, label: str, advice: str, 
                 if isinstance(error, OSError) and error.errno in CANNOT_WRITE:
                     raise UserError(cannot_write(part, error)) from error
                 if attempt == attempts or not _worth_retrying(error):
-                    raise UserError(f"{fault} ({url}, {attempt} attempts){advice}") from error
+                    raise UserError(f"{fault} ({hide_secrets(url)}, {attempt} attempts){advice}") from error
             wait = delay * 2 ** (attempt - 1)
             log.warning("%s; attempt %d of %d in %g s", fault, attempt + 1, attempts, wait)
             time.sleep(wait)
@@ -118,7 +125,7 @@ def _fetch(url: str, part: Path, verified: bool, progress: Callable[[int, int | 
     # Without digest and validator nothing would tell the old half of a changed file from the new one.
     if have and not (verified or validator):
         have = 0
-    request = urllib.request.Request(url, headers={"User-Agent": "lightning-glue", "Accept-Encoding": "identity"})
+    request = _request(url)
     if have:
         request.add_header("Range", f"bytes={have}-")
         if validator:
@@ -134,6 +141,19 @@ def _fetch(url: str, part: Path, verified: bool, progress: Callable[[int, int | 
         if error.code == 416:
             _discard(part)
         raise
+
+
+def _request(url: str) -> urllib.request.Request:
+    """A request for ``url``; its user and password, percent-encoded, go to this host alone, not where it redirects."""
+    parts = urllib.parse.urlsplit(url)
+    user, at, host = parts.netloc.rpartition("@")
+    plain = parts._replace(netloc=host).geturl() if at else url
+    request = urllib.request.Request(plain, headers={"User-Agent": "lightning-glue", "Accept-Encoding": "identity"})
+    if at:
+        name, _, password = user.partition(":")
+        pair = f"{urllib.parse.unquote(name)}:{urllib.parse.unquote(password)}".encode()
+        request.add_unredirected_header("Authorization", f"Basic {base64.b64encode(pair).decode('ascii')}")
+    return request
 
 
 def _receive(
@@ -176,7 +196,7 @@ def _worth_retrying(error: Exception) -> bool:
 
 
 def _describe(url: str, error: Exception) -> str:
-    host = urllib.parse.urlsplit(url).netloc or url
+    host = urllib.parse.urlsplit(url).netloc.rpartition("@")[2] or hide_secrets(url)
     if isinstance(error, urllib.error.HTTPError):
         return f"{host} answered {error.code} {error.reason}"
     reason = error.reason if isinstance(error, urllib.error.URLError) else error
@@ -192,11 +212,6 @@ def _validator(part: Path) -> Path:
 def _discard(part: Path) -> None:
     part.unlink(missing_ok=True)
     _validator(part).unlink(missing_ok=True)
-
-
-def _digest(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _write_text(path: Path, text: str) -> None:
@@ -234,21 +249,75 @@ def _progress(label: str) -> Iterator[Callable[[int, int | None], None]]:
 def extract_zip(archive: Path, out: Path, members: Iterable[str]) -> None:
     """Unpack ``members`` of a zip's single top folder (or of its root) as the new folder ``out``, all or nothing.
 
-    Only these names are ever written, whatever paths the archive holds. Raises :class:`UserError` for a damaged archive
-    or a missing member.
+    Only these names are ever written, whatever paths the archive holds, and at most :func:`_most_bytes`. Raises
+    :class:`UserError` for a damaged archive or a missing member.
     """
     with _damaged(archive), zipfile.ZipFile(archive) as source:
         entries = {info.filename: info for info in source.infolist() if not info.is_dir()}
         chosen = {name: entries[path] for name, path in _choose(archive, entries, members).items()}
-        _unpack(out, {name: lambda info=info: source.open(info) for name, info in chosen.items()})
+        _check_size(archive, sum(info.file_size for info in chosen.values()))
+        with new_folder(out, recorded=True) as folder:
+            for name, info in chosen.items():
+                with source.open(info) as content:  # read to its end, its checksum is compared
+                    _write(folder / name, content)
 
 
 def extract_tar(archive: Path, out: Path, members: Iterable[str]) -> None:
-    """Unpack ``members`` of a tar archive (plain or compressed); otherwise as :func:`extract_zip`."""
-    with _damaged(archive), tarfile.open(archive) as source:
-        entries = {info.name: info for info in source.getmembers() if info.isreg()}
-        chosen = {name: entries[path] for name, path in _choose(archive, entries, members).items()}
-        _unpack(out, {name: lambda info=info: source.extractfile(info) for name, info in chosen.items()})
+    """Unpack ``members`` of a tar archive (plain or compressed); otherwise as :func:`extract_zip`.
+
+    The archive is read twice: to its end, where the checksum of what was compressed stands, before anything is written.
+    """
+    with _damaged(archive):
+        with _tar(archive) as source:
+            entries = {info.name: info for info in source if info.isreg()}  # of doubled names the last one
+        chosen = {entries[path].offset: name for name, path in _choose(archive, entries, members).items()}
+        with _tar(archive) as source, new_folder(out, recorded=True) as folder:
+            for info in source:
+                if info.offset in chosen:
+                    content = source.extractfile(info)
+                    assert content is not None  # only regular files were chosen
+                    _write(folder / chosen[info.offset], content)
+
+
+@contextlib.contextmanager
+def _tar(archive: Path) -> Iterator[tarfile.TarFile]:
+    """A tar archive to be read in its order; what the caller leaves of it is read when the block ends."""
+    with archive.open("rb") as file:
+        start = file.read(6)
+    openers = {b"\x1f\x8b": gzip.open, b"BZh": bz2.open, b"\xfd7zXZ\x00": lzma.open}
+    opener = next((opener for magic, opener in openers.items() if start.startswith(magic)), open)
+    with opener(archive, "rb") as file:
+        stream = _Bounded(archive, file)
+        with tarfile.open(fileobj=stream, mode="r|") as source:
+            yield source
+        while stream.read(_CHUNK):
+            pass
+
+
+class _Bounded:
+    """A stream that raises :class:`UserError` once an archive has become larger than it may."""
+
+    def __init__(self, archive: Path, file: IO[bytes]) -> None:
+        self.archive, self.file, self.done = archive, file, 0
+
+    def read(self, size: int) -> bytes:
+        content = self.file.read(size)
+        self.done += len(content)
+        _check_size(self.archive, self.done)
+        return content
+
+
+def _most_bytes(archive: Path) -> int:
+    """What may come out of an archive: 30 times its size, and 16 MiB. GLUE's texts have 6 times, weights 2 at most."""
+    return 30 * archive.stat().st_size + (16 << 20)
+
+
+def _check_size(archive: Path, size: int) -> None:
+    if size > _most_bytes(archive):
+        raise UserError(
+            f"{archive} holds more than {_most_bytes(archive) >> 20} MiB in {archive.stat().st_size} bytes, as no "
+            "archive of texts or weights does; delete it and get it again"
+        )
 
 
 def _choose(archive: Path, paths: Iterable[str], members: Iterable[str]) -> dict[str, str]:
@@ -266,18 +335,17 @@ def _choose(archive: Path, paths: Iterable[str], members: Iterable[str]) -> dict
     return {name: best[name] for name in wanted}
 
 
-def _unpack(out: Path, members: dict[str, Callable[[], IO[bytes] | None]]) -> None:
-    with new_folder(out) as folder:
-        for name, open_member in members.items():
-            source = open_member()
-            assert source is not None  # only regular files were chosen
-            with source, (folder / name).open("wb") as file:
-                shutil.copyfileobj(source, file, _CHUNK)
+def _write(path: Path, content: IO[bytes]) -> None:
+    with path.open("wb") as file:
+        shutil.copyfileobj(content, file, _CHUNK)
 
 
 @contextlib.contextmanager
 def _damaged(archive: Path) -> Iterator[None]:
     try:
         yield
-    except (zipfile.BadZipFile, tarfile.TarError, gzip.BadGzipFile, zlib.error, EOFError) as error:
-        raise UserError(f"{archive} is not a readable archive: {error}; delete it and run again") from error
+    except UserError:
+        raise
+    except Exception as error:  # of a damaged archive the libraries raise anything
+        reason = first_line(error, 200)
+        raise UserError(f"{archive} is not a readable archive: {reason}; delete it and run again") from error

@@ -63,8 +63,13 @@ def read(prefix: Path) -> tuple[np.ndarray, np.ndarray]:
     if header[: len(_MAGIC)] != _MAGIC or len(header) < start:
         raise UserError(f"{index} is no fairseq mmap index; preprocess the data again")
     code, count = struct.unpack("<BQ", header[len(_MAGIC) : start])
-    lengths = np.frombuffer(header, dtype=np.int32, count=count, offset=start).astype(np.int64)
+    if code not in _CODES or len(header) != start + 12 * count:
+        raise UserError(f"{index} is damaged: its {len(header)} bytes are not {count} items; preprocess the data again")
     dtype = np.dtype(_CODES[code])
+    lengths = np.frombuffer(header, dtype=np.int32, count=count, offset=start).astype(np.int64)
+    pointers = np.frombuffer(header, dtype=np.int64, count=count, offset=start + 4 * count)
+    if (lengths < 0).any() or (pointers != (np.cumsum(lengths) - lengths) * dtype.itemsize).any():
+        raise UserError(f"{index} is damaged: its items do not follow one another; preprocess the data again")
     if data.stat().st_size != int(lengths.sum()) * dtype.itemsize:
         raise UserError(
             f"{data} holds {data.stat().st_size} bytes, its index says {int(lengths.sum()) * dtype.itemsize}"

@@ -56,7 +56,7 @@ def fairseq_dictionary(tokenizer: Tokenizer) -> Dictionary:
     """The model's dictionary: the tokenizer's and ``<mask>``, as fairseq's ``sentence_prediction`` task loads it."""
     dictionary = Dictionary()
     for symbol, count in zip(tokenizer.symbols, tokenizer.counts):
-        dictionary.add_symbol(symbol, n=count)
+        dictionary.add_symbol(symbol, n=count, overwrite=True)  # each is an id of its own, checked when read
     dictionary.add_symbol("<mask>")
     return dictionary
 

@@ -57,7 +57,7 @@ def convert(folder: Path, out: Path, dev_ids: Path | None = None) -> None:
         log.warning("%s: not in %s are %d of its pairs, such as %s", dev_ids, RAW_TRAIN, len(missing), max(missing))
     _, *rows = _rows(folder / RAW_TEST)
     test = [TEST_HEADER, *("\t".join((str(index), *row[1:])) for index, row in enumerate(rows))]
-    with new_folder(out) as target:
+    with new_folder(out, recorded=True) as target:
         for name, lines in (("train", train), ("dev", dev), ("test", test)):
             (target / f"{name}.tsv").write_bytes("".join(f"{line}\n" for line in lines).encode("utf-8"))
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import hashlib
 import json
+import logging
 import os
 from collections import Counter
 from collections.abc import Callable
@@ -17,14 +18,17 @@ from pathlib import Path
 
 import numpy as np
 
-from lightning_glue import indexed, reader, tokenizer
-from lightning_glue.atomic import locked, new_folder
+from lightning_glue import digests, indexed, reader, tokenizer
+from lightning_glue.atomic import discard, leftovers, locked, new_folder, sweep
 from lightning_glue.console import Parser
 from lightning_glue.errors import UserError, run_main, suggest
 from lightning_glue.reader import Rows
 from lightning_glue.tasks import TASKS, Split, Task, get_task
 from lightning_glue.tokenizer import SPECIALS, UNK, Tokenizer
 
+log = logging.getLogger(__name__)
+
+_MANIFEST = "manifest.json"
 _SOURCES = ("reader.py", "tokenizer.py", "words.py", "indexed.py", "preprocess.py", "tasks.py")
 _PADDING_FACTOR = 8  # fairseq-preprocess --padding-factor
 
@@ -113,12 +117,21 @@ def _present(task: Task, root: Path) -> list[Split]:
     return [split for split in task.splits if split.labelled or reader.has_split(task, split, root)] or [*task.test]
 
 
-def _read_rows(task: Task, root: Path, on_bad_row: str) -> dict[str, Rows]:
-    """Rows by split name. A malformed test row always stops: predictions are submitted by row number."""
-    return {
+def _read_rows(task: Task, root: Path, on_bad_row: str, raw: dict[str, str] | None = None) -> dict[str, Rows]:
+    """Rows by split name. A malformed test row always stops: predictions are submitted by row number.
+
+    Args:
+        raw: digests that the files must have, by split name.
+    """
+    rows = {
         split.name: reader.read_split(task, split, root, on_bad_row if split.labelled else "stop")
         for split in _present(task, root)
     }
+    for name, part in rows.items():
+        digests.check(Path(part.path), part.sha256, root, root / task.directory)
+        if raw and raw[name] != part.sha256:
+            raise UserError(f"{part.path} was written to while it was read; run again")
+    return rows
 
 
 def _binarize_with_progress(task: Task, rows: dict[str, Rows], encoder: Tokenizer, out: Path) -> None:
@@ -129,14 +142,32 @@ def _binarize_with_progress(task: Task, rows: dict[str, Rows], encoder: Tokenize
         binarize(task, rows, encoder, out, advance)
 
 
-def _cache_key(task: Task, root: Path, encoder: Tokenizer, on_bad_row: str) -> str:
+def _raw_digests(task: Task, root: Path) -> dict[str, str]:
+    """sha256 of the raw files by split name.
+
+    Raises:
+        UserError: a file cannot be read, or one of the cache is not as it was put there.
+    """
+    found: dict[str, str] = {}
+    for split in task.splits:
+        path = root / task.directory / split.file_name
+        try:
+            digest = digests.known_sha256(path) if reader.has_split(task, split, root) else None
+        except OSError as error:
+            raise UserError(f"cannot read {path}: {error.strerror}") from None
+        digests.check(path, digest, root, root / task.directory)
+        if digest:
+            found[split.name] = digest
+    return found
+
+
+def _cache_key(task: Task, raw: dict[str, str], encoder: Tokenizer, on_bad_row: str) -> str:
     """sha256 over the raw files, the tokenizer and the code that turns one into the other."""
     digest = hashlib.sha256(f"{task.name} {on_bad_row} {encoder.digest}".encode())
     for source in _SOURCES:
         digest.update((Path(__file__).parent / source).read_bytes())
-    for split in _present(task, root):
-        with open(root / task.directory / split.file_name, "rb") as file:
-            digest.update(split.name.encode() + hashlib.file_digest(file, "sha256").digest())
+    for name, sha256 in raw.items():
+        digest.update(name.encode() + bytes.fromhex(sha256))
     return digest.hexdigest()
 
 
@@ -145,24 +176,33 @@ def _fill(entry: Path, task: Task, rows: dict[str, Rows], encoder: Tokenizer) ->
         name: asdict(SplitInfo(str(part.path), part.sha256, len(part), part.dropped, part.skipped))
         for name, part in rows.items()
     }
-    with new_folder(entry) as folder:
+    with new_folder(entry, recorded=True) as folder:
         _binarize_with_progress(task, rows, encoder, folder / "bin")
         index = {name: part.index for name, part in rows.items() if part.index is not None}
         (folder / "index.json").write_text(json.dumps(index), encoding="utf-8")
-        (folder / "manifest.json").write_text(json.dumps(infos, indent=1))
+        (folder / _MANIFEST).write_text(json.dumps(infos, indent=1))
 
 
 def prepare(task: Task, root: Path, encoder: Tokenizer, cache: Path, on_bad_row: str = "stop") -> Prepared:
-    """Return the preprocessed task from ``cache``, made first if its content is new. Safe under concurrent calls."""
+    """Return the preprocessed task from ``cache``, made first if its content is new. Safe under concurrent calls.
+
+    An entry of which anything is not as it was made is made again, with a warning.
+    """
     for split in task.splits:
-        if split.labelled and not reader.has_split(task, split, root):
+        if (split.labelled or not task.train) and not reader.has_split(task, split, root):
             reader.read_split(task, split, root)  # raises the error that names the file
-    entry = cache / "arrays" / f"{task.name}-{_cache_key(task, root, encoder, on_bad_row)[:24]}"
-    manifest = entry / "manifest.json"
-    with locked(entry):
-        if not manifest.is_file():
-            _fill(entry, task, _read_rows(task, root, on_bad_row), encoder)
-    splits = {name: SplitInfo(**info) for name, info in json.loads(manifest.read_text()).items()}
+    raw = _raw_digests(task, root)
+    entry = cache / "arrays" / f"{task.name}-{_cache_key(task, raw, encoder, on_bad_row)[:24]}"
+    if digests.fault(entry) or leftovers(entry):
+        with locked(entry):
+            sweep(entry)
+            if fault := digests.fault(entry):
+                rows = _read_rows(task, root, on_bad_row, raw)
+                if os.path.lexists(entry):
+                    log.warning("cache: %s %s; made again from the raw files", entry, fault)
+                    discard(entry)
+                _fill(entry, task, rows, encoder)
+    splits = {name: SplitInfo(**info) for name, info in json.loads((entry / _MANIFEST).read_text()).items()}
     return Prepared(entry / "bin", splits)
 
 

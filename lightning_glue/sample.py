@@ -29,7 +29,7 @@ def generate(directory: Path, seed: int = 0) -> Path:
     The folder appears complete or not at all; one that is there already and not empty raises
     :class:`lightning_glue.errors.UserError`.
     """
-    with new_folder(directory) as root:
+    with new_folder(directory, recorded=True) as root:
         for name in sorted(_WRITERS):
             folder = root / TASKS[name].directory
             folder.mkdir()

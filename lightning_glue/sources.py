@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 import shutil
@@ -9,8 +10,9 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from lightning_glue import mrpc, sample
-from lightning_glue.atomic import locked, new_folder
+from lightning_glue import digests, mrpc, sample
+from lightning_glue.addresses import hide_secrets
+from lightning_glue.atomic import leftovers, locked, new_folder, sweep
 from lightning_glue.download import download, extract_tar, extract_zip
 from lightning_glue.errors import UserError, suggest
 from lightning_glue.tasks import TASKS, Task
@@ -38,7 +40,8 @@ class Remote:
         """Address on the mirror of ``$LIGHTNING_GLUE_MIRROR`` (also ``file://``), else the official one."""
         base = os.environ.get(MIRROR_VARIABLE) or OFFICIAL_BASE
         if not base.startswith(("http://", "https://", "file://")):
-            raise UserError(f"{MIRROR_VARIABLE} is {base!r}, expected an address with http://, https:// or file://")
+            shown = hide_secrets(base)
+            raise UserError(f"{MIRROR_VARIABLE} is {shown!r}, expected an address with http://, https:// or file://")
         return f"{base.rstrip('/')}/{self.path}"
 
     @property
@@ -108,7 +111,8 @@ def glue_directory(task: Task, source: str, glue_dir: str | None) -> Path:
     if glue_dir:
         return _given_directory(task, Path(glue_dir).expanduser().absolute())
     root = cache_dir() / "glue"
-    _once(root / task.directory, lambda: _fetch_task(task, root / task.directory))
+    archive = TASK_REMOTES.get(task.name)
+    _once(root / task.directory, lambda: _fetch_task(task, root / task.directory), archive)
     return root
 
 
@@ -125,8 +129,9 @@ def bpe_directory(given: str | None) -> Path:
         return folder
     folder = cache_dir() / "gpt2_bpe"
     for remote in BPE:
-        if not (folder / remote.name).is_file():
-            _download(remote, folder / remote.name, "set ROBERTA_BPE_DIR to a folder with the three BPE files")
+        path = folder / remote.name
+        if not path.is_file() or digests.known_sha256(path) != remote.sha256:  # download() names the damaged file
+            _download(remote, path, "set ROBERTA_BPE_DIR to a folder with the three BPE files")
     return folder
 
 
@@ -136,7 +141,10 @@ def model_archive(name: str) -> Path:
         raise UserError(f"unknown pretrained model {name!r}{suggest(name, MODELS)}")
     folder = cache_dir() / "models" / name
     advice = f"unpack {name}.tar.gz by hand as {folder}"
-    return _once(folder, lambda: _fetch_archive(MODELS[name], MODELS[name].members, folder, extract_tar, advice))
+    _once(folder, lambda: _fetch_archive(MODELS[name], MODELS[name].members, folder, extract_tar, advice), MODELS[name])
+    dictionary = folder / "dict.txt"  # model.pt is compared when it is loaded
+    digests.check(dictionary, digests.known_sha256(dictionary) if dictionary.is_file() else None, folder)
+    return folder
 
 
 def _given_directory(task: Task, root: Path) -> Path:
@@ -181,7 +189,7 @@ def _fetch_task(task: Task, folder: Path) -> None:
         _fetch_archive(remote, files, folder, extract_zip, advice)
         return
     path = _cached(remote, advice)
-    with new_folder(folder) as target:
+    with new_folder(folder, recorded=True) as target:
         shutil.copyfile(path, target / files[0])
 
 
@@ -206,12 +214,23 @@ def _download(remote: Remote, target: Path, advice: str) -> Path:
     return download(remote.url, target, remote.sha256, label=remote.name, advice=advice)
 
 
-def _once(folder: Path, build: Callable[[], object]) -> Path:
-    """Return ``folder``, built on first use by ``build``, which must make it appear complete or not at all."""
-    if not folder.is_dir():
+def _once(folder: Path, build: Callable[[], object], archive: Remote | None = None) -> Path:
+    """Return ``folder``, built on first use by ``build``, which must make it appear complete or not at all.
+
+    A folder put there by hand, or by an earlier version, gets the record of its digests now.
+
+    Args:
+        archive: what the folder is unpacked from; one that is left there by a process killed after that is removed.
+    """
+    if not folder.is_dir() or leftovers(folder):
         with locked(folder):
+            sweep(folder)
             if not folder.is_dir():
-                for stale in folder.parent.glob(f".{folder.name}.*.part"):  # of a killed process: we hold the lock
-                    shutil.rmtree(stale)
                 build()
+    if not (folder / digests.RECORD).exists():
+        with contextlib.suppress(OSError), locked(folder):
+            digests.record(folder)
+    if archive:
+        with contextlib.suppress(OSError):
+            (cache_dir() / "downloads" / archive.name).unlink(missing_ok=True)
     return folder

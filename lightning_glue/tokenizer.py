@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import chain
@@ -17,10 +19,17 @@ from typing import Any
 import numpy as np
 
 from lightning_glue import words
-from lightning_glue.errors import UserError
+from lightning_glue.errors import UserError, first_line
+
+log = logging.getLogger(__name__)
 
 BOS, PAD, EOS, UNK = 0, 1, 2, 3  # fairseq.data.Dictionary: <s> <pad> </s> <unk>
 SPECIALS = ("<s>", "<pad>", "</s>", "<unk>")
+_OVERWRITE = "#fairseq:overwrite"
+_FILLING = re.compile(r"madeupword\d+|<[^>]*>")  # what fairseq itself adds to a dictionary
+_ADDED = ("<>", "[]")  # first and last letter of tokens that are not made of letters, such as <|endoftext|>
+_BERT_SPECIALS = frozenset({"[CLS]", "[PAD]", "[SEP]", "[UNK]", "[MASK]"})
+_MOST_IDS = 10_000_000
 _CHUNK = 4096  # lines handed to the Rust threads at once
 _WORDS_CHUNK = 65536  # lines cut into words at once: enough for most words to come again
 
@@ -49,9 +58,20 @@ class Tokenizer:
         return len(SPECIALS) + len(self.symbols)
 
     @property
+    def embeddings(self) -> int:
+        """Number of token embeddings of a model: the dictionary's ids and, unless it is among them, ``<mask>``."""
+        return self.dictionary_size + ("<mask>" not in self.symbols)
+
+    @property
     def dictionary_text(self) -> str:
-        """The dictionary as fairseq saves it: ``symbol count`` a line, specials left out."""
-        return "".join(f"{symbol} {count}\n" for symbol, count in zip(self.symbols, self.counts))
+        """The dictionary as fairseq loads it: ``symbol count`` a line, specials left out."""
+        if len({*SPECIALS, *self.symbols}) == self.dictionary_size:
+            return "".join(f"{symbol} {count}\n" for symbol, count in zip(self.symbols, self.counts))
+        seen, lines = set(SPECIALS), []
+        for symbol, count in zip(self.symbols, self.counts):
+            lines.append(f"{symbol} {count} {_OVERWRITE}\n" if symbol in seen else f"{symbol} {count}\n")
+            seen.add(symbol)
+        return "".join(lines)
 
     @property
     def digest(self) -> str:
@@ -112,15 +132,53 @@ class Tokenizer:
 
 
 def read_dictionary(path: Path) -> tuple[list[str], list[int]]:
-    """Read a fairseq ``dict.txt``: symbols and counts, specials not included."""
-    symbols, counts = [], []
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
-        symbol, _, count = line.rstrip().rpartition(" ")
-        if not symbol or not count.isdigit():
-            raise UserError(f"{path}:{number}: found {line!r}, expected '<symbol> <count>' as in a fairseq dict.txt")
+    """Read a fairseq ``dict.txt``: symbols and counts, specials not included.
+
+    What ``fairseq.data.Dictionary.load`` refuses is refused. A symbol that comes again with the flag
+    ``#fairseq:overwrite`` stands here again, and its last place is its id.
+    """
+    symbols: list[str] = []
+    counts: list[int] = []
+    seen = set(SPECIALS)
+    for number, line in enumerate(_lines(path), 1):
+        parts = line.rstrip().rsplit(" ", 1)
+        overwrite = parts[-1] == _OVERWRITE
+        if overwrite:
+            parts = parts[0].rsplit(" ", 1)
+        if len(parts) != 2 or not _is_integer(parts[1]):
+            raise UserError(
+                f"{path}:{number}: found {line.rstrip()[:100]!r}, expected '<symbol> <count>' as in a fairseq dict.txt"
+            )
+        symbol, count = parts
+        if symbol in seen and not overwrite:
+            kind = "one of fairseq's own symbols" if symbol in SPECIALS else "there twice"
+            raise UserError(f"{path}:{number}: {symbol!r} is {kind}, which would shift all ids behind it; get it again")
+        seen.add(symbol)
         symbols.append(symbol)
         counts.append(int(count))
     return symbols, counts
+
+
+def _lines(path: Path) -> list[str]:
+    """Lines of a dictionary, ended as Python's text files end them: other separators are symbols."""
+    try:
+        with open(path, encoding="utf-8") as file:
+            lines = file.readlines()
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {error.strerror}; expected a fairseq dict.txt") from None
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path} is not UTF-8 at byte {error.start + 1}; expected a fairseq dict.txt") from None
+    if lines and lines[0].startswith("\ufeff"):
+        raise UserError(f"{path} begins with a byte order mark, which would be part of the first symbol; remove it")
+    return lines
+
+
+def _is_integer(text: str) -> bool:
+    try:
+        int(text)
+    except ValueError:
+        return False
+    return True
 
 
 def _lookup_table(vocabulary: dict[str, int], names: Callable[[str, int], str], symbols: list[str]) -> np.ndarray:
@@ -132,23 +190,32 @@ def _lookup_table(vocabulary: dict[str, int], names: Callable[[str, int], str], 
     return table
 
 
+def _check_symbols(dictionary: Path, symbols: list[str], known: set[str], encoder: Path) -> None:
+    """Raise UserError where ``dictionary`` is not of this encoder, whose text would become ``<unk>``; warn of a few."""
+    foreign = [symbol for symbol in symbols if symbol not in known and not _FILLING.fullmatch(symbol)]
+    if not symbols or 2 * len(foreign) > len(symbols):
+        example = f" (such as {foreign[0]!r})" if foreign else ""
+        raise UserError(
+            f"{dictionary} is no dictionary for {encoder.name}: {len(foreign)} of its {len(symbols)} symbols{example} "
+            "are none of its tokens; models of sentencepiece or of another BPE cannot be read"
+        )
+    if foreign:
+        text = "%s: %d of %d symbols, such as %r, are no tokens of %s: is the file damaged?"
+        log.warning(text, dictionary, len(foreign), len(symbols), foreign[0], encoder)
+
+
 def gpt2(encoder_json: Path, vocab_bpe: Path, dictionary: Path) -> Tokenizer:
     """RoBERTa's byte-level BPE from the ``encoder.json``, ``vocab.bpe`` and ``dict.txt`` fairseq publishes."""
-    from tokenizers import Tokenizer as Backend
-    from tokenizers import models, pre_tokenizers
-
     for path in (encoder_json, vocab_bpe, dictionary):
         if not path.is_file():
             raise UserError(f"{path} is missing; RoBERTa's BPE needs encoder.json, vocab.bpe and dict.txt")
     encoder, merges = encoder_json.read_bytes(), vocab_bpe.read_bytes()
     symbols, counts = read_dictionary(dictionary)
-    vocabulary = json.loads(encoder)
-    pairs = [tuple(line.split()) for line in merges.decode("utf-8").split("\n")[1:-1]]
-    backend = Backend(models.BPE(vocabulary, pairs))
-    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    vocabulary = _read_vocabulary(encoder_json, encoder)
+    _check_symbols(dictionary, symbols, set(map(str, vocabulary.values())), encoder_json)
     return Tokenizer(
         bpe="gpt2",
-        backend=backend,
+        backend=_byte_level(vocabulary, _read_merges(vocab_bpe, merges), vocab_bpe),
         symbols=symbols,
         counts=counts,
         lookup=_lookup_table(vocabulary, lambda _, token_id: str(token_id), symbols),
@@ -156,16 +223,76 @@ def gpt2(encoder_json: Path, vocab_bpe: Path, dictionary: Path) -> Tokenizer:
     )
 
 
-def wordpiece(vocab_txt: Path) -> Tokenizer:
-    """BERT's uncased WordPiece from ``vocab.txt``; ``[CLS] [PAD] [SEP] [UNK] [MASK]`` become fairseq's specials."""
+def _read_vocabulary(path: Path, content: bytes) -> dict[str, int]:
+    """Tokens and ids of an ``encoder.json``, in which every byte has a token: others would vanish from the text."""
+    from tokenizers import pre_tokenizers
+
+    try:
+        vocabulary = json.loads(content)
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{path} is no readable JSON ({first_line(error)}); expected GPT-2's encoder.json") from None
+    wrong = f"{path} is no encoder.json of byte-level BPE"
+    if not isinstance(vocabulary, dict):
+        raise UserError(f"{wrong}: it holds a {type(vocabulary).__name__}, expected tokens and their numbers")
+    ids = vocabulary.values()
+    if not all(type(one) is int and 0 <= one < _MOST_IDS for one in ids) or len(set(ids)) != len(ids):
+        raise UserError(f"{wrong}: its values are not numbers of their own from 0 on")
+    if missing := set(pre_tokenizers.ByteLevel.alphabet()) - vocabulary.keys():
+        raise UserError(f"{wrong}: it has no token for {len(missing)} of the 256 bytes")
+    return vocabulary
+
+
+def _read_merges(path: Path, content: bytes) -> list[tuple[str, str]]:
+    """Pairs of a ``vocab.bpe``; the first line is its version, the last one empty."""
+    try:
+        lines = content.decode("utf-8").split("\n")[1:-1]
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path} is not UTF-8 at byte {error.start + 1}; expected GPT-2's vocab.bpe") from None
+    pairs = []
+    for number, line in enumerate(lines, 2):
+        pair = line.split()
+        if len(pair) != 2:
+            raise UserError(f"{path}:{number}: found {line[:100]!r}, expected two tokens; expected GPT-2's vocab.bpe")
+        pairs.append((pair[0], pair[1]))
+    return pairs
+
+
+def _byte_level(vocabulary: dict[str, int], pairs: list[tuple[str, str]], path: Path) -> Any:
+    from tokenizers import Tokenizer as Backend
+    from tokenizers import models, pre_tokenizers
+
+    try:
+        backend = Backend(models.BPE(vocabulary, pairs))
+    except Exception as error:  # what the library raises is not specified
+        raise UserError(f"{path} does not fit the encoder.json beside it ({first_line(error)})") from None
+    joined = {first + second for first, second in pairs}
+    missing = [
+        token for token in vocabulary if len(token) > 1 and token not in joined and token[0] + token[-1] not in _ADDED
+    ]
+    if missing:
+        example = f"{len(missing)} tokens of encoder.json, such as {missing[0]!r}"
+        raise UserError(f"{path} is cut or of another encoder: it makes none of {example}")
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    return backend
+
+
+def wordpiece(vocab_txt: Path, dictionary: Path | None = None) -> Tokenizer:
+    """BERT's uncased WordPiece from ``vocab.txt``; ``[CLS] [PAD] [SEP] [UNK] [MASK]`` become fairseq's specials.
+
+    Args:
+        dictionary: fairseq's ``dict.txt``; without one, the tokens in the order of ``vocab.txt``.
+    """
     from tokenizers import Tokenizer as Backend
     from tokenizers import models, normalizers, pre_tokenizers
 
     content = vocab_txt.read_bytes()
-    tokens = content.decode("utf-8").rstrip("\n").split("\n")
-    vocabulary = {token: i for i, token in enumerate(tokens)}
-    special = {"[CLS]", "[PAD]", "[SEP]", "[UNK]", "[MASK]"}
-    symbols = [token for token in tokens if token not in special]
+    vocabulary = {token: i for i, token in enumerate(_read_pieces(vocab_txt, content))}
+    symbols = [token for token in vocabulary if token not in _BERT_SPECIALS]
+    counts = [1] * len(symbols)
+    if dictionary:
+        known = set(symbols)
+        symbols, counts = read_dictionary(dictionary)
+        _check_symbols(dictionary, symbols, known, vocab_txt)
     backend = Backend(models.WordPiece(vocabulary, unk_token="[UNK]"))
     backend.normalizer = normalizers.BertNormalizer(lowercase=True)
     backend.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
@@ -173,14 +300,27 @@ def wordpiece(vocab_txt: Path) -> Tokenizer:
         bpe="bert",
         backend=backend,
         symbols=symbols,
-        counts=[1] * len(symbols),
+        counts=counts,
         lookup=_lookup_table(vocabulary, lambda token, _: token, symbols),
         files={"bpecodes": content},
     )
 
 
+def _read_pieces(path: Path, content: bytes) -> list[str]:
+    try:
+        tokens = content.decode("utf-8").rstrip("\n").split("\n")
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path} is not UTF-8 at byte {error.start + 1}; expected BERT's vocab.txt") from None
+    if missing := _BERT_SPECIALS - set(tokens):
+        raise UserError(f"{path} has no {', '.join(sorted(missing))}; expected BERT's vocab.txt, one token a line")
+    if len(set(tokens)) != len(tokens):
+        twice = next(token for i, token in enumerate(tokens) if token in tokens[:i])
+        raise UserError(f"{path}: {twice!r} is there twice; expected BERT's vocab.txt, one token a line")
+    return tokens
+
+
 def exported(directory: Path) -> Tokenizer:
     """The tokenizer of a directory written by :mod:`lightning_glue.export`."""
     if (directory / "bpecodes").is_file():
-        return wordpiece(directory / "bpecodes")
+        return wordpiece(directory / "bpecodes", directory / "input0" / "dict.txt")
     return gpt2(directory / "vocab.json", directory / "merges.txt", directory / "input0" / "dict.txt")

@@ -172,6 +172,18 @@ def test_wrong_content_range_is_not_appended(server, fetch) -> None:
     assert server.requests == [None, "bytes=153600-", None]
 
 
+def test_a_part_goes_where_the_file_was_put_by_hand(server, fetch, tmp_path) -> None:
+    server.plan, server.etag = ["drop"], '"one"'
+    with pytest.raises(UserError):
+        fetch(attempts=1)
+    target = tmp_path / "deep" / "file.bin"
+    assert leftovers(target) == ["file.bin.part", "file.bin.part.tag"]
+    target.write_bytes(BODY)
+
+    assert fetch() == target
+    assert leftovers(target) == []
+
+
 def test_complete_part_needs_only_its_name(server, fetch, tmp_path) -> None:
     part = tmp_path / "deep" / "file.bin.part"
     part.parent.mkdir()
@@ -355,7 +367,7 @@ def test_wanted_members_of_the_top_folder(tmp_path, make, extract, top) -> None:
     }
     extract(make(tmp_path / "a", entries), tmp_path / "out", ("train.tsv", "dev.tsv"))
 
-    assert {path.name: path.read_bytes() for path in (tmp_path / "out").iterdir()} == {
+    assert {path.name: path.read_bytes() for path in (tmp_path / "out").glob("*.tsv")} == {
         "train.tsv": b"train",
         "dev.tsv": b"dev",
     }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import dataclasses
 import functools
 import hashlib
@@ -12,10 +13,12 @@ import zipfile
 from collections.abc import Iterator
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import ClassVar
 
 import pytest
 
 from lightning_glue import sources
+from lightning_glue.atomic import locked
 from lightning_glue.errors import UserError
 from lightning_glue.reader import read_split
 from lightning_glue.sample import SAMPLE_VERSION
@@ -115,6 +118,21 @@ def test_remains_of_a_killed_process_are_swept(cache) -> None:
     assert not remains.exists()
 
 
+def test_remains_of_another_model_at_work_stay(cache) -> None:
+    """``.roberta.large.mnli.<id>.part`` begins like those of roberta.large."""
+    folder = cache / "models" / "roberta.large"
+    living, dead = (cache / "models" / f".{name}.abc.part" for name in ("roberta.large.mnli", "roberta.large"))
+    for part in (living, dead, folder):
+        part.mkdir(parents=True)
+    for name in ("dict.txt", "model.pt"):
+        (folder / name).touch()
+
+    with locked(folder.with_name("roberta.large.mnli")):
+        assert model_archive("roberta.large") == folder
+
+    assert (living.exists(), dead.exists()) == (True, False)
+
+
 def test_unknown_source() -> None:
     with pytest.raises(UserError, match="unknown data.source 'samples'; did you mean 'sample'"):
         glue_directory(TASKS["RTE"], "samples", None)
@@ -181,7 +199,9 @@ def test_zip_task_is_downloaded_into_its_folder_once(tmp_path, mirror, monkeypat
     assert [len(read_split(task, split, root)) for split in task.splits] == [1, 1, 1]
     assert not (cache / "downloads" / "RTE.zip").exists()
     (mirror / remote.path).unlink()
+    (cache / "downloads" / "RTE.zip").touch()  # its process was killed before it was removed
     assert glue_directory(task, "glue", None) == root
+    assert not (cache / "downloads" / "RTE.zip").exists()
 
 
 def test_tampered_zip_is_refused(tmp_path, mirror) -> None:
@@ -232,7 +252,7 @@ def test_model_is_unpacked_and_its_digest_recorded(tmp_path, mirror, cache) -> N
 
     folder = model_archive("roberta.base")
 
-    assert sorted(path.name for path in folder.iterdir()) == ["dict.txt", "model.pt"]
+    assert sorted(path.name for path in folder.iterdir()) == [".sha256sums", "dict.txt", "model.pt"]
     record = cache / "downloads" / "roberta.base.tar.gz.sha256"
     assert record.read_text().strip() == hashlib.sha256(content).hexdigest()
     with pytest.raises(UserError, match="unknown pretrained model 'roberta.bas'; did you mean 'roberta.base'"):
@@ -245,6 +265,71 @@ def test_file_mirror(tmp_path, monkeypatch) -> None:
     monkeypatch.setenv("LIGHTNING_GLUE_MIRROR", (tmp_path / "disk").as_uri())
 
     assert (glue_directory(TASKS["RTE"], "glue", None) / "RTE" / "dev.tsv").is_file()
+
+
+class Locked(Quiet):
+    """Serves those who know the password; ``/away/`` is another host, to which nothing may be told."""
+
+    told: ClassVar[list[tuple[str, str | None]]] = []
+
+    def do_GET(self) -> None:
+        self.told.append((self.path, self.headers.get("Authorization")))
+        right = f"Basic {base64.b64encode(b'ann:p@ss/w:rd').decode()}"
+        if self.path.startswith("/moved/"):
+            self.send_response(302)
+            self.send_header("Location", self.path.replace("/moved/", "/away/", 1))
+            self.end_headers()
+        elif self.path.startswith("/away/") or self.headers.get("Authorization") == right:
+            self.path = self.path.replace("/away/", "/", 1)
+            super().do_GET()
+        else:
+            self.send_error(401)
+
+
+@pytest.fixture
+def locked_mirror(tmp_path) -> Iterator[tuple[Path, str]]:
+    folder = tmp_path / "mirror"
+    folder.mkdir()
+    Locked.told.clear()
+    server = ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(Locked, directory=str(folder)))
+    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
+    thread.start()
+    yield folder, f"127.0.0.1:{server.server_port}"
+    server.shutdown()
+    thread.join()
+    server.server_close()
+
+
+@pytest.mark.parametrize("path", ["", "/moved"])
+def test_a_mirror_with_a_password(tmp_path, monkeypatch, locked_mirror, path) -> None:
+    folder, host = locked_mirror
+    remote = publish(folder, sources.TASK_REMOTES["RTE"], zipped(tmp_path, "RTE", rte_files()))
+    monkeypatch.setitem(sources.TASK_REMOTES, "RTE", remote)
+    monkeypatch.setenv("LIGHTNING_GLUE_MIRROR", f"http://ann:p%40ss%2Fw%3Ard@{host}{path}/")
+
+    assert (glue_directory(TASKS["RTE"], "glue", None) / "RTE" / "dev.tsv").is_file()
+    assert [bool(told) for _, told in Locked.told] == ([True, False] if path else [True])
+
+
+def test_the_password_of_a_mirror_is_not_shown(tmp_path, monkeypatch, locked_mirror, caplog) -> None:
+    folder, host = locked_mirror
+    publish(folder, sources.TASK_REMOTES["RTE"], b"something else")
+    said = []
+    for user, path in (("ann:s3cret", ""), ("ann:p%40ss%2Fw%3Ard", ""), ("s3cret", ""), ("ann:s3cret", "/moved")):
+        monkeypatch.setenv("LIGHTNING_GLUE_MIRROR", f"http://{user}@{host}{path}")
+        with pytest.raises(UserError) as caught:
+            glue_directory(TASKS["RTE"], "glue", None)
+        said.append(str(caught.value))
+    monkeypatch.setenv("LIGHTNING_GLUE_MIRROR", f"ftp://ann:s3cret@{host}")
+    with pytest.raises(UserError, match=r"is 'ftp://ann:\*\*\*@127") as caught:
+        glue_directory(TASKS["RTE"], "glue", None)
+
+    assert f"{host} answered 401" in said[0]
+    assert f"http://ann:***@{host}/glue/data/RTE.zip was damaged on the way" in said[1]
+    for text in (*said, str(caught.value), caplog.text):
+        assert "s3cret" not in text
+        assert "p%40ss" not in text
+        assert "p@ss" not in text
 
 
 def test_official_addresses(monkeypatch) -> None:
