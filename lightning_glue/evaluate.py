@@ -12,6 +12,7 @@ from lightning_glue.config import Config, compose, quote
 from lightning_glue.console import Parser
 from lightning_glue.errors import UserError, run_main
 from lightning_glue.imports import quick_imports
+from lightning_glue.launch import end_with_launcher, is_distributed_child
 from lightning_glue.tasks import Task, get_task
 
 if TYPE_CHECKING:
@@ -68,6 +69,7 @@ def evaluate(config: Config, fine_tuned: FineTuned, data: GlueDataModule) -> dic
     """Metrics of the dev splits by name; the same on every process and for any number of them."""
     import pytorch_lightning as pl
 
+    from lightning_glue.distributed import children_end_with_us, cluster_environment
     from lightning_glue.hardware import resolve_devices, resolve_precision, resolve_strategy
     from lightning_glue.module import GlueModule
     from lightning_glue.monitor import dev_metrics
@@ -79,6 +81,7 @@ def evaluate(config: Config, fine_tuned: FineTuned, data: GlueDataModule) -> dic
         num_nodes=devices.nodes,
         strategy=resolve_strategy(devices),
         precision=resolve_precision(config.trainer, devices.accelerator),
+        plugins=[cluster_environment()],
         use_distributed_sampler=False,
         logger=False,
         enable_checkpointing=False,
@@ -86,11 +89,13 @@ def evaluate(config: Config, fine_tuned: FineTuned, data: GlueDataModule) -> dic
         enable_progress_bar=False,
     )
     module = GlueModule(fine_tuned.model, data.task, config.optimizer, config.lr, {})
-    trainer.validate(module, data, verbose=False)
+    with children_end_with_us():
+        trainer.validate(module, data, verbose=False)
     return dev_metrics(trainer, module)
 
 
 def main() -> None:
+    end_with_launcher()
     args = parse_arguments()
     flags = {"trainer.gpus": args.gpus, "trainer.procs": args.procs}
     config = compose(
@@ -98,8 +103,8 @@ def main() -> None:
     )
     with quick_imports():
         from lightning_glue.checkpoint import load_fine_tuned
-        from lightning_glue.config import is_distributed_child
-        from lightning_glue.hardware import resolve_devices, resolve_eval_tokens
+        from lightning_glue.distributed import prepare
+        from lightning_glue.hardware import check_port, resolve_devices, resolve_eval_tokens
         from lightning_glue.memory import keep_freed_memory
         from lightning_glue.predict import write_submissions
         from lightning_glue.train import quiet
@@ -107,7 +112,10 @@ def main() -> None:
     quiet()
     if args.predict:
         make_folder(args.predict, "--predict")
-    if resolve_devices(config.trainer).accelerator == "cpu":
+    prepare()
+    devices = resolve_devices(config.trainer)
+    check_port(devices)
+    if devices.accelerator == "cpu":
         keep_freed_memory()
     fine_tuned = load_fine_tuned(args.checkpoint, config.tracking.uri)
     task = evaluated_task(args.task, fine_tuned.task)

@@ -7,7 +7,6 @@ the order of the batches from (seed, epoch), so the position of a training is tw
 from __future__ import annotations
 
 import atexit
-import ctypes
 import json
 import os
 import shutil
@@ -30,11 +29,12 @@ from pytorch_lightning.trainer.states import TrainerFn
 from pytorch_lightning.utilities.exceptions import SIGTERMException
 
 from lightning_glue import atomic
-from lightning_glue.config import Config, digest, identity, is_distributed_child
+from lightning_glue.config import Config, digest, identity
 from lightning_glue.delivery import MANIFEST, local_folder, sha256
-from lightning_glue.distributed import decided_by_leader
+from lightning_glue.distributed import Vote, children_end_with_us, decided_by_leader
 from lightning_glue.errors import UserError
 from lightning_glue.journal import Journal, State, find_journal
+from lightning_glue.launch import is_distributed_child, launch
 from lightning_glue.monitor import BestEvaluation, dev_metrics
 from lightning_glue.preprocess import SplitInfo
 from lightning_glue.pretrained import safe_load
@@ -44,7 +44,6 @@ from lightning_glue.tracking import MLflowTracker, unfinished_run
 
 RECORD = "lightning_glue"  # key of a checkpoint's plain values: configuration, data digests, run
 POSITION = "position"
-_PR_SET_PDEATHSIG = 1
 _LAST = "checkpoints/last.ckpt"
 _INHERITED, _JOURNAL = "LIGHTNING_GLUE_RESUME", "LIGHTNING_GLUE_JOURNAL"  # in the environment of child processes
 
@@ -158,7 +157,7 @@ def _fetch_checkpoints(uri: str | None, run_id: str) -> Path:
 
 @contextmanager
 def told_to_children(found: Resume | None, tracker: MLflowTracker) -> Iterator[None]:
-    """Let the processes that Lightning starts go on where this one does, with the same command line.
+    """Let the processes that Lightning starts go on where this one does, with the same command line, and end with it.
 
     They also learn where to leave the traceback of a crash.
     """
@@ -166,15 +165,10 @@ def told_to_children(found: Resume | None, tracker: MLflowTracker) -> Iterator[N
     os.environ[_INHERITED] = json.dumps(chosen)
     os.environ[_JOURNAL] = str(tracker.folder.resolve())
     try:
-        yield
+        with children_end_with_us():  # kill -9 leaves nobody at work
+            yield
     finally:
         del os.environ[_INHERITED], os.environ[_JOURNAL]
-
-
-def end_with_parent() -> None:
-    """Let the kernel end this process with process 0, which started it: kill -9 leaves nobody at work."""
-    if is_distributed_child() and _INHERITED in os.environ:
-        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
 def keep_traceback(tracker: MLflowTracker) -> None:
@@ -185,8 +179,7 @@ def keep_traceback(tracker: MLflowTracker) -> None:
     if is_distributed_child():
         journal = os.environ.get(_JOURNAL)
         if journal and Path(journal).is_dir():  # process 0 is on this machine, or its disk is shared
-            rank = os.environ.get("RANK") or os.environ.get("SLURM_PROCID") or os.environ["LOCAL_RANK"]
-            with atomic.new_file(Path(journal) / f"traceback-{rank}.txt") as file:
+            with atomic.new_file(Path(journal) / f"traceback-{launch().rank}.txt") as file:
                 file.write(text)
         return
     tracker.log_text(text, "traceback.txt")
@@ -282,7 +275,7 @@ class Checkpoints(Checkpoint):
         self.preemption = preemption
         self.kept: list[tuple[float, int]] = []  # value and step of the best evaluations, the best first
         self.saved_step = -1
-        self._vote: tuple[torch.Tensor, Any] | None = None
+        self._vote: Vote | None = None
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         # Where torchrun or SLURM started the others, they know of the journal only now.
@@ -292,16 +285,17 @@ class Checkpoints(Checkpoint):
         self.saved_step = trainer.global_step
         self.preemption.stepping = True
         self.preemption.listen()  # Lightning's own handler talks to other processes in the middle of a step
-        # Lightning asks process 0 about SIGTERM before every batch and waits for the answer: see _agreed_to_stop.
+        # Lightning asks process 0 about SIGTERM before every batch and waits for the answer: see Vote.
         trainer.fit_loop.epoch_loop._broadcast_sigterm_tensor = lambda: None
-        self._group = torch.distributed.new_group(backend="gloo") if trainer.world_size > 1 else None
+        self._vote = Vote(trainer.world_size)
 
     def on_train_batch_start(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
     ) -> None:
         if batch_idx % trainer.accumulate_grad_batches == 0:
             step = trainer.global_step
-            stop = self._agreed_to_stop(trainer)
+            assert self._vote
+            stop = self._vote.cast(self.preemption.received)
             if stop or (self.every_steps and step % self.every_steps == 0 and step != self.saved_step):
                 self.save_last(trainer)
             if stop:
@@ -309,22 +303,14 @@ class Checkpoints(Checkpoint):
         place = trainer.fit_loop.total_batch_idx * trainer.world_size + trainer.global_rank
         torch.manual_seed(int(np.random.SeedSequence([self.seed, place]).generate_state(1)[0]))
 
-    def _agreed_to_stop(self, trainer: pl.Trainer) -> bool:
-        """Whether any process had a SIGTERM, one step ago where there are several: nobody waits for the vote."""
-        if self._group is None:
-            return self.preemption.received
-        stop = False
-        if self._vote:
-            self._vote[1].wait()
-            stop = bool(self._vote[0])
-        flag = torch.tensor(float(self.preemption.received))
-        self._vote = (flag, torch.distributed.all_reduce(flag, group=self._group, async_op=True))
-        return stop
-
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self.preemption.stepping = False
         if self._vote:
-            self._vote[1].wait()
+            self._vote.close()
+
+    def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
+        if self._vote:
+            self._vote.close()
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         if trainer.state.fn == TrainerFn.FITTING:

@@ -19,6 +19,7 @@ from typing import Any
 from lightning_glue import config as configuration
 from lightning_glue.delivery import Courier, Undelivered
 from lightning_glue.journal import Journal, Record, final_status, is_alive, now
+from lightning_glue.processes import PARENT
 
 _POLL_SECONDS = 0.2
 _BACKOFF = (0.5, 15.0)  # seconds between attempts while the server is away: the first, the longest
@@ -50,12 +51,17 @@ def watch(folder: Path | None = None) -> None:
             stderr=subprocess.DEVNULL,
             text=True,
             start_new_session=True,  # Ctrl-C and a scheduler's signals are for the training
-            env={**os.environ, "PYTHONPATH": os.pathsep.join([str(configuration.ROOT), *sys.path])},
+            env={**_own_environment(), "PYTHONPATH": os.pathsep.join([str(configuration.ROOT), *sys.path])},
         )
     if folder:
         assert _process.stdin
         _process.stdin.write(f"{folder.resolve()}\n")
         _process.stdin.flush()
+
+
+def _own_environment() -> dict[str, str]:
+    """Without what makes the processes of a training end with it."""
+    return {name: value for name, value in os.environ.items() if name != PARENT}
 
 
 def conclude(journal: Journal) -> None:
