@@ -6,4 +6,9 @@ import os
 # a training step then takes ten times as long. Sleeping threads cost nothing measurable on an idle machine.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
+if "LIGHTNING_GLUE_PARENT" in os.environ:  # before anything that takes seconds to import
+    from lightning_glue.processes import end_with_parent
+
+    end_with_parent()
+
 __version__ = "0.1.0"

@@ -6,7 +6,6 @@ import dataclasses
 import hashlib
 import json
 import math
-import os
 import re
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -429,8 +428,3 @@ def unflatten(flat: dict[str, Any]) -> Config:
         group, _, name = key.rpartition(".")
         (nested.setdefault(group, {}) if group else nested)[name] = value
     return _checked(OmegaConf.create(nested))
-
-
-def is_distributed_child() -> bool:
-    """Whether this process is a DDP process other than the first (torchrun, SLURM or Lightning's own launcher)."""
-    return any(os.environ.get(name, "0") != "0" for name in ("RANK", "LOCAL_RANK", "SLURM_PROCID"))

@@ -1,30 +1,90 @@
-"""Processes that torchrun or SLURM started, each by itself: what process 0 decides before training, all must follow."""
+"""Processes that torchrun or SLURM started, each by itself: what process 0 decides before training, all must follow.
+
+And how a group of processes parts.
+"""
 
 from __future__ import annotations
 
 import atexit
 import ctypes
+import gc
 import os
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from datetime import timedelta
 from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
-from pytorch_lightning.plugins.environments import ClusterEnvironment, SLURMEnvironment, TorchElasticEnvironment
+from pytorch_lightning.plugins.environments import (
+    ClusterEnvironment,
+    LightningEnvironment,
+    SLURMEnvironment,
+    TorchElasticEnvironment,
+)
+from pytorch_lightning.utilities import rank_zero_only
 
 from lightning_glue.errors import UserError
+from lightning_glue.launch import SLURM, TORCHRUN, forget_leftovers, launch
+from lightning_glue.processes import PARENT
 
 Value = TypeVar("Value")
 _PATIENCE = timedelta(seconds=10)  # for the other processes to take part in the last vote
 
 
-def cluster() -> ClusterEnvironment | None:
-    """torchrun or SLURM, where it started several processes; None where Lightning starts them itself."""
-    for kind in (TorchElasticEnvironment, SLURMEnvironment):
-        if kind.detect() and (found := kind()).world_size() > 1:
-            return found
-    return None
+class Srun(SLURMEnvironment):
+    """srun's tasks as :mod:`lightning_glue.launch` counts them; Lightning counts those of the whole job."""
+
+    def __init__(self) -> None:
+        super().__init__(auto_requeue=False)  # SLURM requeues by itself: sbatch --requeue
+
+    @staticmethod
+    def _validate_srun_variables() -> None:
+        """Lightning refuses ``srun -n 2``, which is as good as any."""
+
+    def validate_settings(self, num_devices: int, num_nodes: int) -> None:
+        """They come from the launch."""
+
+    def world_size(self) -> int:
+        return launch().world
+
+    @property
+    def main_address(self) -> str:
+        nodes = os.environ.get("SLURM_STEP_NODELIST") or os.environ.get("SLURM_NODELIST", "127.0.0.1")
+        return os.environ.setdefault("MASTER_ADDR", self.resolve_root_node_address(nodes))
+
+    @property
+    def main_port(self) -> int:
+        """The same in every task, and another one for each step of a job and for the next job."""
+        job, step = (int(os.environ.get(name, "0")) for name in ("SLURM_JOB_ID", "SLURM_STEP_ID"))
+        return int(os.environ.setdefault("MASTER_PORT", str(15000 + (16 * job + step) % 15000)))
+
+
+def cluster_environment() -> ClusterEnvironment:
+    """Lightning's plugin for what :func:`launch` says, given always: left alone, Lightning would look for itself."""
+    if launch().by == TORCHRUN:
+        return TorchElasticEnvironment()
+    if launch().by == SLURM:
+        return Srun()
+    forget_leftovers()
+    return LightningEnvironment()
+
+
+def prepare() -> None:
+    """Tell Lightning which process speaks, and see to an orderly end of the group."""
+    rank_zero_only.rank = launch().rank
+    atexit.register(leave)
+
+
+@contextmanager
+def children_end_with_us() -> Iterator[None]:
+    """What is started within this run dies with this process, however that ends."""
+    os.environ[PARENT] = str(os.getpid())
+    try:
+        yield
+    finally:
+        os.environ.pop(PARENT, None)
 
 
 def decided_by_leader(decide: Callable[[], Value]) -> Value:
@@ -33,12 +93,12 @@ def decided_by_leader(decide: Callable[[], Value]) -> Value:
     Raises:
         UserError: process 0 raised it; every process does.
     """
-    environment = cluster()
-    if environment is None:
+    found = launch()
+    if not found.complete or found.world == 1:
         return decide()
-    _connect(environment)
+    _connect(cluster_environment())
     answer: list[object] = [None, None]
-    if environment.global_rank() == 0:
+    if found.leader:
         try:
             answer[0] = decide()
         except UserError as error:
@@ -55,10 +115,10 @@ def _connect(environment: ClusterEnvironment) -> None:
         return
     os.environ |= {"MASTER_ADDR": environment.main_address, "MASTER_PORT": str(environment.main_port)}
     if torch.cuda.is_available():
-        torch.cuda.set_device(environment.local_rank() % torch.cuda.device_count())
+        torch.cuda.set_device(launch().local_rank % torch.cuda.device_count())
     backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
-    dist.init_process_group(backend, rank=environment.global_rank(), world_size=environment.world_size())
-    atexit.register(dist.destroy_process_group)
+    dist.init_process_group(backend, rank=launch().rank, world_size=launch().world)
+    atexit.register(leave)
 
 
 class Vote:
@@ -106,3 +166,13 @@ class Vote:
         self.work = None
         if dist.is_initialized():
             dist.destroy_process_group(group)
+
+
+def leave() -> None:
+    """End the process group and its threads while Python can still run them; without one, nothing."""
+    if not dist.is_initialized():
+        return
+    sys.last_traceback = sys.last_value = None  # type: ignore[assignment]
+    gc.unfreeze()
+    gc.collect()  # the training's objects refer to the group, and to each other
+    dist.destroy_process_group()

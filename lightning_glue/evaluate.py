@@ -13,6 +13,7 @@ from lightning_glue.config import Config, compose, flatten, quote, unflatten
 from lightning_glue.console import Parser
 from lightning_glue.errors import UserError, run_main
 from lightning_glue.imports import quick_imports
+from lightning_glue.launch import end_with_launcher, is_distributed_child
 from lightning_glue.tasks import Task, get_task
 
 if TYPE_CHECKING:
@@ -108,6 +109,7 @@ def evaluate(config: Config, fine_tuned: FineTuned, data: GlueDataModule) -> dic
     """Metrics of the dev splits by name; the same on every process and for any number of them."""
     import pytorch_lightning as pl
 
+    from lightning_glue.distributed import children_end_with_us, cluster_environment
     from lightning_glue.hardware import resolve_devices, resolve_precision, resolve_strategy
     from lightning_glue.module import GlueModule
     from lightning_glue.monitor import dev_metrics
@@ -119,6 +121,7 @@ def evaluate(config: Config, fine_tuned: FineTuned, data: GlueDataModule) -> dic
         num_nodes=devices.nodes,
         strategy=resolve_strategy(devices),
         precision=resolve_precision(config.trainer, devices.accelerator),
+        plugins=[cluster_environment()],
         use_distributed_sampler=False,
         logger=False,
         enable_checkpointing=False,
@@ -126,7 +129,8 @@ def evaluate(config: Config, fine_tuned: FineTuned, data: GlueDataModule) -> dic
         enable_progress_bar=False,
     )
     module = GlueModule(fine_tuned.model, data.task, config.optimizer, config.lr, {})
-    trainer.validate(module, data, verbose=False)
+    with children_end_with_us():
+        trainer.validate(module, data, verbose=False)
     return dev_metrics(trainer, module)
 
 
@@ -154,6 +158,7 @@ def predict(config: Config, fine_tuned: FineTuned, data: GlueDataModule, out: Pa
 
 
 def main() -> None:
+    end_with_launcher()
     args = parse_arguments()
     flags = {"trainer.gpus": args.gpus, "trainer.procs": args.procs}
     config = compose(
@@ -161,8 +166,8 @@ def main() -> None:
     )
     with quick_imports():
         from lightning_glue.checkpoint import load_fine_tuned, reading
-        from lightning_glue.config import is_distributed_child
-        from lightning_glue.hardware import resolve_devices
+        from lightning_glue.distributed import prepare
+        from lightning_glue.hardware import check_port, resolve_devices
         from lightning_glue.memory import keep_freed_memory
         from lightning_glue.train import quiet
 
@@ -170,7 +175,10 @@ def main() -> None:
     leader = not is_distributed_child()
     if args.predict:
         make_folder(args.predict, "--predict")
-    if resolve_devices(config.trainer).accelerator == "cpu":
+    prepare()
+    devices = resolve_devices(config.trainer)
+    check_port(devices)
+    if devices.accelerator == "cpu":
         keep_freed_memory()
     fine_tuned = load_fine_tuned(args.checkpoint, config.tracking.uri)
     task = evaluated_task(args.task, fine_tuned.task)

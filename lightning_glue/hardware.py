@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import socket
 from dataclasses import dataclass
 
 import torch
@@ -10,6 +11,7 @@ from pytorch_lightning.strategies import DDPStrategy, SingleDeviceStrategy, Stra
 
 from lightning_glue.config import Config, TrainerConfig
 from lightning_glue.errors import UserError
+from lightning_glue.launch import ALONE, Launch, launch
 
 
 @dataclass(frozen=True)
@@ -29,22 +31,54 @@ def resolve_devices(config: TrainerConfig) -> Devices:
     """Read --gpus and --procs, or what torchrun or SLURM started.
 
     Raises:
-        UserError: more GPUs than the machine has, or --gpus together with --procs.
+        UserError: more GPUs than the machine has, --gpus together with --procs, or another number of processes than
+            torchrun or SLURM started.
     """
-    available = torch.cuda.device_count()
+    available, found = torch.cuda.device_count(), launch()
     gpus = min(available, 1) if config.gpus == "auto" else int(config.gpus)
-    if gpus > available:
+    if gpus > available or (gpus and found.complete and found.local_world > available):
+        if found.complete:
+            raise UserError(_too_few(found, available))
         raise UserError(f"--gpus {gpus}: this machine shows {available} CUDA devices; use --gpus {available}")
     if gpus and config.procs > 1:
         raise UserError(f"--procs {config.procs} is for DDP on the CPU; with GPUs use --gpus alone, or --gpus 0")
     accelerator = "cuda" if gpus else "cpu"
-    if "LOCAL_WORLD_SIZE" in os.environ and "TORCHELASTIC_RUN_ID" in os.environ:
-        local = int(os.environ["LOCAL_WORLD_SIZE"])
-        return Devices(accelerator, local, int(os.environ["WORLD_SIZE"]) // local)
-    if int(os.environ.get("SLURM_NTASKS", "1")) > 1:
-        nodes = int(os.environ.get("SLURM_NNODES", "1"))
-        return Devices(accelerator, int(os.environ["SLURM_NTASKS"]) // nodes, nodes)
+    if found.complete:
+        _check_agreement(config, found)
+        return Devices(accelerator, found.local_world, found.nodes)
     return Devices(accelerator, gpus or config.procs)
+
+
+def _too_few(found: Launch, available: int) -> str:
+    return (
+        f"{found.by} started {found.local_world} processes on this node, which see {available} CUDA devices each; "
+        "give every process all GPUs of the node (SLURM: --gpus-per-node, not --gpus-per-task), or use --gpus 0"
+    )
+
+
+def _check_agreement(config: TrainerConfig, found: Launch) -> None:
+    """Raise UserError where --gpus or --procs ask for another number of processes than there are."""
+    asked = {"--gpus": 0 if config.gpus == "auto" else int(config.gpus), "--procs": config.procs}
+    for option, number in asked.items():
+        if number > (option == "--procs") and number != found.local_world:
+            raise UserError(
+                f"{found.by} started {found.local_world} processes on each of {found.nodes} nodes, but {option} asks "
+                f"for {number}; leave {option} out, or start {number} on each node"
+            )
+
+
+def check_port(devices: Devices) -> None:
+    """Raise UserError where processes that Lightning is to start cannot meet at the MASTER_PORT of the environment."""
+    port = os.environ.get("MASTER_PORT", "")
+    if not port or devices.world == 1 or launch().by != ALONE:
+        return
+    try:
+        with socket.socket() as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            probe.bind(("", int(port)))
+    except (OSError, OverflowError, ValueError) as error:
+        why = getattr(error, "strerror", None) or "no port"
+        raise UserError(f"MASTER_PORT={port} cannot be used ({why}); unset it, or choose another") from None
 
 
 def resolve_strategy(devices: Devices) -> Strategy:

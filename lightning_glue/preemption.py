@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from types import FrameType
 from typing import Any
 
-from lightning_glue.config import is_distributed_child
+from lightning_glue.launch import is_distributed_child
 
 INHERITED = "LIGHTNING_GLUE_RESUME"  # in the environment of processes that Lightning starts
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)

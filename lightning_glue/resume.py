@@ -7,11 +7,9 @@ the order of the batches from (seed, epoch), so the position of a training is tw
 from __future__ import annotations
 
 import atexit
-import ctypes
 import json
 import os
 import shutil
-import signal
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
@@ -20,11 +18,12 @@ from typing import Any
 
 from lightning_glue import atomic
 from lightning_glue import config as configuration
-from lightning_glue.config import Config, digest, is_distributed_child
+from lightning_glue.config import Config, digest
 from lightning_glue.delivery import MANIFEST, checkpoint_name, local_folder, sha256
-from lightning_glue.distributed import decided_by_leader
+from lightning_glue.distributed import children_end_with_us, decided_by_leader
 from lightning_glue.errors import UserError, first_line
 from lightning_glue.journal import JOURNALS, Journal, State, find_journal, try_lock
+from lightning_glue.launch import is_distributed_child, launch
 from lightning_glue.paths import sqlite_file
 from lightning_glue.preemption import INHERITED
 from lightning_glue.preprocess import SplitInfo
@@ -34,7 +33,6 @@ from lightning_glue.store import connect, is_missing
 from lightning_glue.tasks import get_task
 from lightning_glue.tracking import MLflowTracker, unfinished_runs
 
-_PR_SET_PDEATHSIG = 1
 _LAST = "checkpoints/last.ckpt"
 _SCRATCH = ".scratch"  # below the folder of the journals
 _MOST = 1 << 20  # bytes of a manifest
@@ -275,7 +273,7 @@ def _read_manifest(manifest: Path, run_id: str) -> dict[str, tuple[str, str]]:
 
 @contextmanager
 def told_to_children(found: Resume | None, tracker: MLflowTracker) -> Iterator[None]:
-    """Let the processes that Lightning starts go on where this one does, with the same command line.
+    """Let the processes that Lightning starts go on where this one does, with the same command line, and end with it.
 
     They also learn where to leave the traceback of a crash.
     """
@@ -283,15 +281,10 @@ def told_to_children(found: Resume | None, tracker: MLflowTracker) -> Iterator[N
     os.environ[INHERITED] = json.dumps(chosen)
     os.environ[JOURNAL] = str(tracker.folder.resolve())
     try:
-        yield
+        with children_end_with_us():  # kill -9 leaves nobody at work
+            yield
     finally:
         del os.environ[INHERITED], os.environ[JOURNAL]
-
-
-def end_with_parent() -> None:
-    """Let the kernel end this process with process 0, which started it: kill -9 leaves nobody at work."""
-    if is_distributed_child() and INHERITED in os.environ:
-        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
 def keep_traceback(tracker: MLflowTracker) -> None:
@@ -302,8 +295,7 @@ def keep_traceback(tracker: MLflowTracker) -> None:
     if is_distributed_child():
         journal = os.environ.get(JOURNAL)
         if journal and Path(journal).is_dir():  # process 0 is on this machine, or its disk is shared
-            rank = os.environ.get("RANK") or os.environ.get("SLURM_PROCID") or os.environ["LOCAL_RANK"]
-            with atomic.new_file(Path(journal) / f"traceback-{rank}.txt") as file:
+            with atomic.new_file(Path(journal) / f"traceback-{launch().rank}.txt") as file:
                 file.write(text)
         return
     tracker.log_text(text, "traceback.txt")

@@ -15,8 +15,10 @@ import socket
 import subprocess
 import sys
 import tempfile
+from contextlib import suppress
 from pathlib import Path
 
+from lightning_glue import processes
 from lightning_glue.addresses import hide_secrets
 from lightning_glue.console import Parser
 from lightning_glue.errors import UserError, first_line, run_main
@@ -153,7 +155,8 @@ def serve(args: argparse.Namespace) -> int:
     check_artifacts(args.artifacts)
     url = with_driver(args.db or _LOCAL_DB)
     check_database(url)
-    command = [sys.executable, "-m", "mlflow", "server", "--host", args.host, "--port", str(args.port)]
+    ending = [sys.executable, processes.__file__, str(os.getpid())]  # it ends with this process
+    command = [*ending, sys.executable, "-m", "mlflow", "server", "--host", args.host, "--port", str(args.port)]
     command += ["--workers", str(args.workers), "--allowed-hosts", allowed_hosts(args.host, args.allowed_hosts)]
     environment = {
         **os.environ,
@@ -165,12 +168,15 @@ def serve(args: argparse.Namespace) -> int:
         if args.db:
             environment |= team_environment(url, Path(folder))
             command += ["--app-name", "basic-auth"]
-        process = subprocess.Popen(command, env=environment)
+        process = subprocess.Popen(command, env=environment, start_new_session=True)
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, lambda *_: process.terminate())
         print(f"serving {'a team' if args.db else 'this folder'} on http://{args.host}:{args.port}", flush=True)
         print(f"  train elsewhere with MLFLOW_TRACKING_URI=http://{args.host}:{args.port}", flush=True)
-        return process.wait()
+        status = process.wait()
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGTERM)  # what it started ends with it, however it ended
+        return status
 
 
 def main() -> None:

@@ -19,6 +19,7 @@ from lightning_glue.config import Config
 from lightning_glue.console import Parser, program
 from lightning_glue.errors import UserError, first_line, run_main
 from lightning_glue.imports import quick_imports
+from lightning_glue.launch import end_with_launcher, is_distributed_child
 from lightning_glue.preemption import Preemption, Stopped, end_at_once
 from lightning_glue.tasks import TRAINABLE, Task, get_task
 
@@ -199,15 +200,12 @@ def make_trainer(
     config: Config, callbacks: list[pl.Callback], tracker: MLflowTracker, interval: int | float = 1.0
 ) -> pl.Trainer:
     import pytorch_lightning as pl
-    from pytorch_lightning.plugins.environments import SLURMEnvironment
 
+    from lightning_glue.distributed import cluster_environment
     from lightning_glue.hardware import resolve_devices, resolve_precision, resolve_strategy
     from lightning_glue.saving import AtomicCheckpointIO
 
     devices = resolve_devices(config.trainer)
-    plugins: list[Any] = [AtomicCheckpointIO()]
-    if SLURMEnvironment.detect():  # SLURM requeues by itself: sbatch --requeue
-        plugins.append(SLURMEnvironment(auto_requeue=False))
     return pl.Trainer(
         accelerator=devices.accelerator,
         devices=devices.devices,
@@ -224,7 +222,7 @@ def make_trainer(
         num_sanity_val_steps=0,
         log_every_n_steps=1,  # TrainingMonitor keeps its own interval
         callbacks=callbacks,
-        plugins=plugins,
+        plugins=[AtomicCheckpointIO(), cluster_environment()],
         logger=tracker,
         enable_progress_bar=sys.stdout.isatty(),
         enable_model_summary=False,
@@ -272,7 +270,7 @@ def run_status(tracker: MLflowTracker, register: bool, preemption: Preemption, *
         yield
         preemption.check()
     except (KeyboardInterrupt, SystemExit) as stop:
-        if configuration.is_distributed_child():
+        if is_distributed_child():
             sys.exit(0)  # Lightning kills process 0 when another one ends with an error
         crashed = _attempted(lambda: keep_tracebacks_left(tracker))
         _attempted(lambda: tracker.finish("FAILED" if crashed else "KILLED"))
@@ -489,11 +487,14 @@ def quiet() -> None:
 def prepare_process(config: Config) -> None:
     """Raise UserError, before anything is made, where this machine cannot run the configuration; set the process up."""
     from lightning_glue.batching import check_batch_size
-    from lightning_glue.hardware import resolve_devices
+    from lightning_glue.distributed import prepare
+    from lightning_glue.hardware import check_port, resolve_devices
     from lightning_glue.memory import keep_freed_memory
 
     quiet()
+    prepare()
     devices = resolve_devices(config.trainer)
+    check_port(devices)
     check_batch_size(config.data.batch_size, devices.world, config.trainer.accumulate)
     if devices.accelerator == "cpu":
         keep_freed_memory()
@@ -508,15 +509,14 @@ def train(config: Config, resume: str | Resume | None = None) -> None:
     """
     from lightning_glue.watcher import watch
 
-    leader = not configuration.is_distributed_child()
+    leader = not is_distributed_child()
     if leader:
         watch()  # it gets ready meanwhile
     with quick_imports():
         import pytorch_lightning as pl
 
-        from lightning_glue.resume import check_config, check_data, end_with_parent, find
+        from lightning_glue.resume import check_config, check_data, find
 
-    end_with_parent()
     prepare_process(config)
     pl.seed_everything(config.seed, workers=True, verbose=False)
     found = find(resume, config) if isinstance(resume, str) else resume
@@ -574,7 +574,7 @@ def execute(
     from lightning_glue.resume import digests, told_to_children
     from lightning_glue.tracking import run_tags
 
-    leader = not configuration.is_distributed_child()
+    leader = not is_distributed_child()
     come_from = {f"lineage.{name}": value for name, value in module.record["lineage"].items()}
     tags = {**run_tags(config), **come_from, **(tags or {})} if leader else {}
     system_metrics = config.tracking.system_metrics_seconds
@@ -624,6 +624,7 @@ def checkpoint_folder(config: Config, tracker: MLflowTracker) -> Iterator[Path]:
 
 
 def main() -> None:
+    end_with_launcher()
     end_at_once()
     args = parse_arguments()
     config = compose(args)

@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 from lightning_glue.channel import Channel, Message
 from lightning_glue.errors import UserError, first_line
 from lightning_glue.imports import quick_imports
+from lightning_glue.launch import is_distributed_child
 
 if TYPE_CHECKING:
     from lightning_glue.config import Config
@@ -129,7 +130,7 @@ def train_objective(job: Job, report: Report, tell_run: Callable[[str], None]) -
     config = configuration.unflatten(job.config)
     prepare_process(config)
     pl.seed_everything(config.seed, workers=True, verbose=False)
-    if not configuration.is_distributed_child():
+    if not is_distributed_child():
         watch()  # it gets ready meanwhile
     tracker = make_tracker(config)
     tracker.parent = as_parent(job.study) if job.study else None

@@ -21,6 +21,7 @@ from lightning_glue import config as configuration
 from lightning_glue.delivery import Courier, Undelivered
 from lightning_glue.errors import first_line
 from lightning_glue.journal import Journal, State, is_alive, now, try_lock
+from lightning_glue.processes import PARENT
 
 _POLL_SECONDS = 0.2
 _BACKOFF = (0.5, 15.0)  # seconds between attempts while the server is away: the first, the longest
@@ -75,8 +76,13 @@ def _start() -> None:
         bufsize=0,
         cwd=_home,
         start_new_session=True,  # Ctrl-C and a scheduler's signals are for the training
-        env={**os.environ, "PYTHONPATH": os.pathsep.join([str(configuration.ROOT), *sys.path])},
+        env={**_own_environment(), "PYTHONPATH": os.pathsep.join([str(configuration.ROOT), *sys.path])},
     )
+
+
+def _own_environment() -> dict[str, str]:
+    """Without what makes the processes of a training end with it."""
+    return {name: value for name, value in os.environ.items() if name != PARENT}
 
 
 def conclude(journal: Journal) -> None:

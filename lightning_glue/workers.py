@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from lightning_glue.channel import Channel, Message
+from lightning_glue.launch import without_launcher
 
 GRACE_SECONDS = 20.0  # between SIGTERM and SIGKILL
 _READABLE = 40  # characters of a study's name in the name of its folder
@@ -72,7 +73,7 @@ class Group:
                 process = subprocess.Popen(
                     [sys.executable, "-m", "lightning_glue.trial", "--channel", str(theirs.fileno()),
                      "--objective", self.objective],
-                    env={**os.environ, **self._environment(rank, port)},
+                    env={**without_launcher(os.environ), **self._environment(rank, port)},
                     pass_fds=[theirs.fileno()],
                     stdin=subprocess.DEVNULL,
                     stdout=log,
