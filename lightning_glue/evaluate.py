@@ -63,16 +63,18 @@ def with_own_settings(config: Config, task: Task, own: dict[str, Any], given: se
     note = ""
     if flat["data.source"] == "glue" and "data.glue_dir" not in given:
         candidates = [named, config.data.glue_dir, inherited]
-        here = (folder for folder in candidates if folder and (folder == config.data.glue_dir or has(task, folder)))
+        here = (
+            folder for folder in candidates if folder and (folder == config.data.glue_dir or has_task(task, folder))
+        )
         flat["data.glue_dir"] = next(here, None)
         was = named or inherited
-        if was and not has(task, was):
+        if was and not has_task(task, was):
             taken = flat["data.glue_dir"] or "the cache or a download"
             note = f"the run read {task.directory} in {was}, which is not there; now from {taken}"
     return unflatten(flat), note
 
 
-def has(task: Task, folder: str) -> bool:
+def has_task(task: Task, folder: str) -> bool:
     return (Path(folder) / task.directory).is_dir()
 
 
