@@ -141,21 +141,22 @@ def read_dictionary(path: Path) -> tuple[list[str], list[int]]:
     counts: list[int] = []
     seen = set(SPECIALS)
     for number, line in enumerate(_lines(path), 1):
-        parts = line.rstrip().rsplit(" ", 1)
-        overwrite = parts[-1] == _OVERWRITE
+        symbol, space, count = line.rstrip().rpartition(" ")
+        overwrite = count == _OVERWRITE
         if overwrite:
-            parts = parts[0].rsplit(" ", 1)
-        if len(parts) != 2 or not _is_integer(parts[1]):
+            symbol, space, count = symbol.rpartition(" ")
+        try:
+            counts.append(int(count if space else ""))
+        except ValueError:
+            found = line.rstrip()[:100]
             raise UserError(
-                f"{path}:{number}: found {line.rstrip()[:100]!r}, expected '<symbol> <count>' as in a fairseq dict.txt"
-            )
-        symbol, count = parts
+                f"{path}:{number}: found {found!r}, expected '<symbol> <count>' as in a fairseq dict.txt"
+            ) from None
         if symbol in seen and not overwrite:
             kind = "one of fairseq's own symbols" if symbol in SPECIALS else "there twice"
             raise UserError(f"{path}:{number}: {symbol!r} is {kind}, which would shift all ids behind it; get it again")
         seen.add(symbol)
         symbols.append(symbol)
-        counts.append(int(count))
     return symbols, counts
 
 
@@ -173,26 +174,17 @@ def _lines(path: Path) -> list[str]:
     return lines
 
 
-def _is_integer(text: str) -> bool:
-    try:
-        int(text)
-    except ValueError:
-        return False
-    return True
-
-
 def _lookup_table(vocabulary: dict[str, int], names: Callable[[str, int], str], symbols: list[str]) -> np.ndarray:
     """Map backend ids to dictionary ids through the symbol ``names`` gives a vocabulary entry; unknown -> ``<unk>``."""
     index = {symbol: i for i, symbol in enumerate(symbols, len(SPECIALS))}
     table = np.full(max(vocabulary.values()) + 1, UNK, dtype=np.int32)
-    for token, token_id in vocabulary.items():
-        table[token_id] = index.get(names(token, token_id), UNK)
+    table[[*vocabulary.values()]] = [index.get(names(token, i), UNK) for token, i in vocabulary.items()]
     return table
 
 
 def _check_symbols(dictionary: Path, symbols: list[str], known: set[str], encoder: Path) -> None:
     """Raise UserError where ``dictionary`` is not of this encoder, whose text would become ``<unk>``; warn of a few."""
-    foreign = [symbol for symbol in symbols if symbol not in known and not _FILLING.fullmatch(symbol)]
+    foreign = sorted(symbol for symbol in {*symbols} - known if not _FILLING.fullmatch(symbol))
     if not symbols or 2 * len(foreign) > len(symbols):
         example = f" (such as {foreign[0]!r})" if foreign else ""
         raise UserError(
@@ -235,7 +227,7 @@ def _read_vocabulary(path: Path, content: bytes) -> dict[str, int]:
     if not isinstance(vocabulary, dict):
         raise UserError(f"{wrong}: it holds a {type(vocabulary).__name__}, expected tokens and their numbers")
     ids = vocabulary.values()
-    if not all(type(one) is int and 0 <= one < _MOST_IDS for one in ids) or len(set(ids)) != len(ids):
+    if {*map(type, ids)} != {int} or not 0 <= min(ids) <= max(ids) < _MOST_IDS or len({*ids}) != len(ids):
         raise UserError(f"{wrong}: its values are not numbers of their own from 0 on")
     if missing := set(pre_tokenizers.ByteLevel.alphabet()) - vocabulary.keys():
         raise UserError(f"{wrong}: it has no token for {len(missing)} of the 256 bytes")
@@ -248,12 +240,10 @@ def _read_merges(path: Path, content: bytes) -> list[tuple[str, str]]:
         lines = content.decode("utf-8").split("\n")[1:-1]
     except UnicodeDecodeError as error:
         raise UserError(f"{path} is not UTF-8 at byte {error.start + 1}; expected GPT-2's vocab.bpe") from None
-    pairs = []
-    for number, line in enumerate(lines, 2):
-        pair = line.split()
-        if len(pair) != 2:
-            raise UserError(f"{path}:{number}: found {line[:100]!r}, expected two tokens; expected GPT-2's vocab.bpe")
-        pairs.append((pair[0], pair[1]))
+    pairs = [tuple(line.split()) for line in lines]
+    if wrong := [place for place, pair in enumerate(pairs) if len(pair) != 2]:
+        found = lines[wrong[0]][:100]
+        raise UserError(f"{path}:{wrong[0] + 2}: found {found!r}, expected two tokens, as in GPT-2's vocab.bpe")
     return pairs
 
 
