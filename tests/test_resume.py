@@ -375,6 +375,21 @@ def test_a_signal_before_the_first_step_ends_the_run_and_says_that_nothing_is_ke
     assert (Path(State(journals(tmp_path / "run" / "mlruns" / ".journal")[0]).artifact_uri) / "git.diff").exists()
 
 
+def test_a_failure_that_cannot_be_written_down_is_a_failure(
+    start: Callable[..., None], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The folder of artifacts cannot be written: neither can the traceback, but the status can."""
+
+    def log_text(self: MLflowTracker, text: str, path: str) -> None:
+        raise PermissionError(13, "Permission denied", path)
+
+    with monkeypatch.context() as patch, pytest.raises(PermissionError, match=r"git\.diff"):
+        patch.setattr(MLflowTracker, "log_text", log_text)
+        start(tmp_path / "run")
+    assert the_run(tmp_path / "run")[1].info.status == "FAILED"
+    assert "the run's end could not be written in full: [Errno 13]" in capsys.readouterr().err
+
+
 def interrupted(start: Callable[..., None], folder: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     """A run that crashed after its first evaluation; its id."""
     with monkeypatch.context() as patch:
@@ -487,7 +502,7 @@ def test_a_checkpoint_is_saved_every_few_minutes(
         lambda self, trainer: (saved.append(trainer.global_step), original(self, trainer)),
     )
     start(tmp_path / "run", *overrides)
-    assert saved == [2, 6, 10]
+    assert saved == [3, 7, 10]
     assert configuration.digest(small(*overrides)) == configuration.digest(small(*overrides[:2]))
 
 
