@@ -43,12 +43,13 @@ $(INSTALLED): pyproject.toml requirements-no-deps.txt
 train: $(INSTALLED) ## fine-tune on TASK (none: a one-minute demo), track in MLflow
 	@$(BIN)/python -m lightning_glue.train $(FLAGS) $(if $(EXPERIMENT),--experiment $(EXPERIMENT)) $(if $(INIT_FROM),--init-from $(INIT_FROM)) $(if $(RESUME),--resume $(RESUME)) $(ARGS)
 
+tune dashboard: export OPTUNA_STORAGE := $(or $(STORAGE),$(OPTUNA_STORAGE))# in no process's arguments
 tune: $(INSTALLED) ## search TASK's hyperparameters with Optuna: TRIALS WORKERS STUDY STORAGE; again: goes on
-	@$(BIN)/python -m lightning_glue.tune $(FLAGS) $(if $(EXPERIMENT),--experiment $(EXPERIMENT)) $(if $(TRIALS),--trials $(TRIALS)) $(if $(WORKERS),--workers $(WORKERS)) $(if $(STUDY),--study $(STUDY)) $(if $(STORAGE),--storage $(STORAGE)) $(ARGS)
+	@$(BIN)/python -m lightning_glue.tune $(FLAGS) $(if $(EXPERIMENT),--experiment $(EXPERIMENT)) $(if $(TRIALS),--trials $(TRIALS)) $(if $(WORKERS),--workers $(WORKERS)) $(if $(STUDY),--study $(STUDY)) $(ARGS)
 
 dashboard: $(INSTALLED) ## look at the studies in optuna-dashboard
 	@$(BIN)/python -m pip install -q -e '.[dashboard]'
-	@$(BIN)/optuna-dashboard $(or $(STORAGE),sqlite:///optuna.db) $(ARGS)
+	@$(BIN)/optuna-dashboard "$${OPTUNA_STORAGE:-sqlite:///optuna.db}" $(ARGS)
 
 evaluate: $(INSTALLED) ## score RUN=<run id or directory> on the dev splits; PREDICT=<dir> writes test predictions
 	@$(BIN)/python -m lightning_glue.evaluate $(RUN) $(if $(TASK),--task $(TASK)) $(if $(DATA),--data $(DATA)) $(if $(GPUS),--gpus $(GPUS)) $(if $(PROCS),--procs $(PROCS)) $(if $(PREDICT),--predict $(PREDICT)) $(ARGS)
