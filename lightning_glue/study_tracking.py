@@ -47,6 +47,9 @@ class StudyTracking:
     def __init__(
         self, tracker: MLflowTracker, study: SharedStudy, params: dict[str, Any], metric: str, *, alone: bool
     ) -> None:
+        from pytorch_lightning.utilities import rank_zero_only
+
+        rank_zero_only.rank = 0  # whatever SLURM calls this process: a controller is nobody's second
         self.tracker, self.study, self.metric = tracker, study, metric
         tags = {
             "optuna.study": study.name,

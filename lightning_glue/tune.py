@@ -298,12 +298,10 @@ def last_failure(study: SharedStudy) -> str:
 def start_tracking(search: Search, study: SharedStudy) -> StudyTracking:
     """The study's run, as this controller writes it."""
     from optuna.trial import TrialState
-    from pytorch_lightning.utilities import rank_zero_only
 
     from lightning_glue.study_tracking import StudyTracking, run_name
     from lightning_glue.tracking import MLflowTracker
 
-    rank_zero_only.rank = 0  # whatever SLURM calls this process: a controller is nobody's second
     config = search.config
     params = {f"tune.{key}": value for key, value in vars(search.tune).items() if key not in ("spaces", "first_trials")}
     params |= {f"space.{key}": str(value) for key, value in search.space.items()}
