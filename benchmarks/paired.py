@@ -33,10 +33,11 @@ def train(args: argparse.Namespace, seed: int, stock: bool, warm: dict[Any, Any]
 
     from lightning_glue import config as configuration
     from lightning_glue import module as glue_module
+    from lightning_glue.build import build
     from lightning_glue.hardware import resolve_precision
     from lightning_glue.model import logits, stock_logits
     from lightning_glue.monitor import BestEvaluation
-    from lightning_glue.train import build, prepare_process
+    from lightning_glue.run import prepare_process
 
     source = "glue" if os.environ.get("GLUE_DIR") else "sample"
     config = configuration.compose(

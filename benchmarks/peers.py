@@ -246,8 +246,9 @@ def run_ours(side: Side, task: str, folder: Path, steps: int, watch: Stopwatch) 
 
     from lightning_glue import config as configuration
     from lightning_glue.batching import MicroBatch, TrainSampler
+    from lightning_glue.build import build
     from lightning_glue.model import logits, task_loss
-    from lightning_glue.train import build, prepare_process
+    from lightning_glue.run import prepare_process
 
     class Timer(pl.Callback):
         def on_train_batch_start(self, trainer: Any, module: Any, batch: Any, index: int) -> None:

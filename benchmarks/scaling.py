@@ -36,7 +36,8 @@ def train(arguments: Sequence[str], warmup: int, steps: int) -> None:
     from pytorch_lightning.callbacks import Checkpoint
 
     from lightning_glue import config as configuration
-    from lightning_glue.train import build, make_trainer, prepare_process
+    from lightning_glue.build import build
+    from lightning_glue.run import make_trainer, prepare_process
 
     class Clock(pl.Callback):
         """Ends the process when the last step is done."""
@@ -157,7 +158,7 @@ def balance(lengths: np.ndarray, batch_size: int, pool: int, world: int) -> floa
 def print_balance() -> None:
     """How evenly an epoch of RTE is dealt to processes, with the configuration's batches."""
     from lightning_glue import config as configuration
-    from lightning_glue.train import build
+    from lightning_glue.build import build
 
     source = "glue" if os.environ.get("GLUE_DIR") else "sample"
     config = configuration.compose([], task="RTE", model="minilm", data=source)

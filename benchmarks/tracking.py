@@ -40,9 +40,9 @@ def step_seconds(overrides: list[str], model: str, steps: int, uri: str | None) 
     import pytorch_lightning as pl
 
     from lightning_glue import config as configuration
+    from lightning_glue.build import build
     from lightning_glue.monitor import TrainingMonitor
     from lightning_glue.tracking import MLflowTracker, run_tags
-    from lightning_glue.train import build
 
     class Timer(pl.Callback):
         def __init__(self) -> None:
@@ -91,7 +91,7 @@ def main() -> None:
     from servers import MlflowServer
 
     from lightning_glue.memory import keep_freed_memory
-    from lightning_glue.train import quiet
+    from lightning_glue.messages import quiet
 
     quiet()
     keep_freed_memory()

@@ -19,7 +19,7 @@ from lightning_glue.addresses import hide_secrets
 from lightning_glue.errors import UserError, first_line
 from lightning_glue.journal import delivered_run
 from lightning_glue.model import HEAD, RobertaModel, build_model
-from lightning_glue.pretrained import Pretrained, fairseq_args, file_sha256, safe_load
+from lightning_glue.pretrained import Pretrained, fairseq_args, file_sha256, safe_load, weights_file
 from lightning_glue.store import connect
 from lightning_glue.tasks import Task, get_task
 from lightning_glue.tokenizer import Tokenizer
@@ -87,7 +87,7 @@ def locate(reference: str, uri: str | None) -> Path:
     if _RUN_ID.fullmatch(reference) and not path.exists():
         return _exported_by(delivered_run(reference), uri)
     if path.is_dir():
-        path = path / "checkpoint_best.pt"
+        path = weights_file(path)
     if not path.is_file():
         raise UserError(f"{reference}: no checkpoint there; expected a file, a fairseq directory or an MLflow run id")
     return path

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import shlex
 import shutil
 import sys
 from collections.abc import Callable, Iterator
@@ -17,6 +18,11 @@ def program(name: str) -> str:
     if shutil.which(name) == str(path) or not path.exists():
         return name
     return str(path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path)
+
+
+def command(name: str, *arguments: str) -> str:
+    """A command line to be typed here: ``name`` as :func:`program` calls it, with what a shell would split quoted."""
+    return shlex.join([program(name), *arguments])
 
 
 class Parser(argparse.ArgumentParser):

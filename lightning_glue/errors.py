@@ -13,6 +13,14 @@ class UserError(Exception):
     """A mistake the user can mend: names what was found, what was expected and what to do."""
 
 
+class Diverged(UserError):
+    """The weights ceased to be numbers; ``where`` is the step."""
+
+    def __init__(self, where: str, lr: float) -> None:
+        super().__init__(f"the training diverged at {where}; lower optimizer.lr ({lr:g})")
+        self.where = where
+
+
 def suggest(found: str, valid: Iterable[str]) -> str:
     """Return ``"; did you mean X?"`` for the valid name nearest to ``found``, else the list of valid names."""
     names = list(valid)

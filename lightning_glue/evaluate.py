@@ -171,7 +171,7 @@ def main() -> None:
         from lightning_glue.distributed import prepare
         from lightning_glue.hardware import check_port, resolve_devices
         from lightning_glue.memory import keep_freed_memory
-        from lightning_glue.train import quiet
+        from lightning_glue.messages import quiet
 
     quiet()
     leader = not is_distributed_child()

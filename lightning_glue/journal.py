@@ -22,7 +22,6 @@ import fcntl
 import json
 import os
 import re
-import shlex
 import sys
 import time
 import zlib
@@ -33,7 +32,7 @@ from typing import IO, Any
 
 from lightning_glue import atomic
 from lightning_glue.addresses import hide_secrets
-from lightning_glue.console import program
+from lightning_glue.console import command
 from lightning_glue.errors import UserError
 from lightning_glue.state import State
 
@@ -386,4 +385,4 @@ def delivered_run(run: str, root: Path = Path(JOURNALS)) -> str:
 def sync_command(run: str, root: Path) -> str:
     """What delivers a run of the journals below ``root``, to be typed here."""
     elsewhere = [] if root == Path(JOURNALS) else ["--journal", str(root)]
-    return shlex.join([program("python"), "-m", "lightning_glue.sync", run, *elsewhere])
+    return command("python", "-m", "lightning_glue.sync", run, *elsewhere)

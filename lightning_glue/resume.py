@@ -28,7 +28,7 @@ from lightning_glue.paths import sqlite_file
 from lightning_glue.preemption import INHERITED
 from lightning_glue.preprocess import SplitInfo
 from lightning_glue.pretrained import safe_load
-from lightning_glue.saving import JOURNAL, POSITION, RECORD, check_whole
+from lightning_glue.saving import JOURNAL, POSITION, RECORD
 from lightning_glue.store import connect, is_missing
 from lightning_glue.tasks import get_task
 from lightning_glue.tracking import MLflowTracker, unfinished_runs
@@ -78,7 +78,6 @@ def read_checkpoint(path: Path) -> Resume:
     Raises:
         UserError: the file is missing or damaged, or cannot be continued from.
     """
-    check_whole(path)
     checkpoint = safe_load(path, mapped=True)
     if POSITION not in checkpoint:
         raise UserError(f"{path} cannot be resumed: it holds weights only; expected the last.ckpt of a run")

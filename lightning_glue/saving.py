@@ -19,7 +19,7 @@ from pytorch_lightning.trainer.states import TrainerFn
 
 from lightning_glue import atomic
 from lightning_glue.distributed import Vote
-from lightning_glue.errors import UserError, first_line
+from lightning_glue.errors import UserError
 from lightning_glue.monitor import BestEvaluation, dev_metrics
 from lightning_glue.preemption import Preemption, Stopped
 from lightning_glue.pretrained import safe_load
@@ -31,35 +31,22 @@ JOURNAL = "LIGHTNING_GLUE_JOURNAL"  # in the environment: the run's journal, whe
 _BEST, _LAST = "best.ckpt", "last.ckpt"
 
 
-def check_whole(path: Path) -> None:
-    """Raise UserError where a checkpoint is not what a run wrote: PyTorch does not look at the checksums in it."""
-    import zipfile
-
-    if not path.is_file():
-        raise UserError(f"checkpoint {path} does not exist")
-    try:
-        with zipfile.ZipFile(path) as archive:
-            unpacked = sum(entry.file_size for entry in archive.infolist())
-            packed = any(entry.compress_type != zipfile.ZIP_STORED for entry in archive.infolist())
-            if packed or unpacked > path.stat().st_size:
-                raise UserError(f"{path} is no checkpoint of a run: it is compressed")
-            broken = archive.testzip()
-    except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError, RuntimeError, EOFError) as error:
-        raise UserError(f"{path} is damaged: {first_line(error)}") from None
-    if broken:
-        raise UserError(f"{path} is damaged: the checksum of {broken} is not that of its content")
-
-
 def step_of(path: Path) -> int | None:
     """The optimizer step of a whole checkpoint; None where there is none."""
     try:
         if not path.is_file():
             return None
-        check_whole(path)
         step = safe_load(path, mapped=True).get("global_step")
     except UserError:
         return None
     return step if isinstance(step, int) else None
+
+
+def _disk_fault(error: BaseException | None) -> OSError | None:
+    """What the disk said, also where torch makes an error of its own of it while it closes the file."""
+    while error is not None and not isinstance(error, OSError):
+        error = error.__context__
+    return error
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
@@ -71,9 +58,12 @@ class AtomicCheckpointIO(TorchCheckpointIO):
             target.parent.mkdir(parents=True, exist_ok=True)
             with atomic.new_file(target, "wb") as file:
                 torch.save(checkpoint, file)
-        except OSError as error:
+        except (OSError, RuntimeError) as error:
+            fault = _disk_fault(error)
+            if fault is None:
+                raise
             raise UserError(
-                f"cannot write the checkpoint {target}: {error.strerror}; the one before is whole: free space, then "
+                f"cannot write the checkpoint {target}: {fault.strerror}; the one before is whole: free space, then "
                 f"--resume {checkpoint[RECORD]['run_id']}"
             ) from None
 

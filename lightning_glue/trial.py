@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lightning_glue.channel import Channel, Message
-from lightning_glue.errors import UserError, first_line
+from lightning_glue.errors import Diverged, UserError, first_line
 from lightning_glue.imports import quick_imports
 from lightning_glue.launch import is_distributed_child
 
@@ -108,10 +108,6 @@ class TrainingFailed(Exception):
     """A training that had begun could not go on, for no reason that lies in the configuration."""
 
 
-class Diverged(Exception):
-    """The weights ceased to be numbers, as they would with these parameters every time."""
-
-
 def train_objective(job: Job, report: Report, tell_run: Callable[[str], None]) -> Outcome:
     """Train as ``python -m lightning_glue.train`` does, in an MLflow run of its own.
 
@@ -122,9 +118,10 @@ def train_objective(job: Job, report: Report, tell_run: Callable[[str], None]) -
     import pytorch_lightning as pl
 
     from lightning_glue import config as configuration
+    from lightning_glue.build import build
     from lightning_glue.metrics import majority_value
     from lightning_glue.pruning import Pruning
-    from lightning_glue.train import build, execute, make_tracker, prepare_process
+    from lightning_glue.run import execute, make_tracker, prepare_process
     from lightning_glue.watcher import watch
 
     config = configuration.unflatten(job.config)
@@ -153,10 +150,10 @@ def train_objective(job: Job, report: Report, tell_run: Callable[[str], None]) -
             config, module, data, pretrained, tracker, found, tags=job.tags, callbacks=[pruning],
             checkpoints=folder, started=lambda: tell_run(tracker.run_id), ending=tag,
         )  # fmt: skip
+    except Diverged:
+        raise
     except UserError as error:  # a full disk, a database that is locked
         raise TrainingFailed(str(error)) from error
-    if module.diverged:
-        raise Diverged(f"at {module.diverged}")
     digests = {name: info.sha256 for name, info in data.prepared.splits.items()}
     value, first_step = best.values[task.selection_metric], pruning.first_step_seconds
     return Outcome(value, tracker.run_id, pruning.pruned, has_collapsed(best), first_step, digests)
@@ -219,13 +216,13 @@ def _failure(error: Exception) -> tuple[str, str]:
     """
     import torch
 
+    if isinstance(error, Diverged):
+        return "diverged", f"diverged at {error.where}"
     if isinstance(error, UserError):
         return "user", str(error)
     lacking = "can't allocate memory" in str(error) or "not enough memory" in str(error)  # torch's words on the CPU
     if lacking or isinstance(error, torch.OutOfMemoryError | MemoryError):
         return "memory", f"out of memory: {first_line(error)}"
-    if type(error).__name__ == "Diverged":
-        return "diverged", f"diverged {first_line(error)}"
     return "error", ("" if isinstance(error, TrainingFailed) else f"{type(error).__name__}: ") + first_line(error)
 
 

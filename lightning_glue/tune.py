@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from lightning_glue import config as configuration
 from lightning_glue.addresses import hide_secrets
 from lightning_glue.config import Config, TuneConfig
-from lightning_glue.console import Parser, program
+from lightning_glue.console import Parser, command
 from lightning_glue.errors import UserError, run_main, suggest
 from lightning_glue.imports import quick_imports
 from lightning_glue.tasks import TRAINABLE, get_task
@@ -267,9 +267,10 @@ def report(search: Search, study: SharedStudy, tracking: StudyTracking, storage:
     print(f"run: {hide_secrets(tracking.tracker.describe())}\nnext:")
     # Another study of the task may have written its own recipe meanwhile.
     if best and keep_recipe(search, study, best):
-        command = f"{program('python')} -m lightning_glue.train --experiment tuned/{search.config.task.name}"
-        print(f"  {command}\n      train with the best parameters")
-    print(f"  {program('optuna-dashboard')} {hide_secrets(storage)}\n      look at the study")
+        recipe = f"tuned/{search.config.task.name}"
+        again = command("python", "-m", "lightning_glue.train", "--experiment", recipe)
+        print(f"  {again}\n      train with the best parameters")
+    print(f"  {command('optuna-dashboard', hide_secrets(storage))}\n      look at the study")
 
 
 def outcome(study: SharedStudy, controller: Controller) -> tuple[str, str]:

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from lightning_glue.console import program
-from lightning_glue.train import compare_command
+from lightning_glue.messages import compare_command
 
 
 @pytest.fixture

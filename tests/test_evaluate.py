@@ -17,12 +17,12 @@ import torch
 from conftest import ROOT, run
 
 from lightning_glue import config, evaluate, predict, preprocess, pretrained, sources
+from lightning_glue.build import build
 from lightning_glue.checkpoint import FineTuned, load_fine_tuned
 from lightning_glue.errors import UserError
 from lightning_glue.export import export, settings
 from lightning_glue.model import build_model, task_loss
 from lightning_glue.tasks import TASKS
-from lightning_glue.train import build
 
 
 def export_random(name: str, bpe_dir: Path, cache: Path, out: Path) -> Path:

@@ -22,9 +22,11 @@ from torch.utils.data import DataLoader
 
 from lightning_glue import config, pretrained, sources
 from lightning_glue.batching import MicroBatch
+from lightning_glue.build import build
 from lightning_glue.data import TokenizedSplit, load_split
 from lightning_glue.errors import UserError
 from lightning_glue.export import export
+from lightning_glue.messages import announce
 from lightning_glue.model import (
     HEAD,
     RobertaModel,
@@ -39,7 +41,6 @@ from lightning_glue.module import GlueModule
 from lightning_glue.preprocess import Prepared, prepare, read_label_symbols
 from lightning_glue.pretrained import Pretrained, load_pretrained, safe_load
 from lightning_glue.tasks import TASKS
-from lightning_glue.train import announce, build
 
 NO_DROPOUT = {"dropout": 0.0, "attention_dropout": 0.0, "pooler_dropout": 0.0}
 

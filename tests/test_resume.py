@@ -21,6 +21,7 @@ from conftest import ROOT, run
 from lightning_glue import config as configuration
 from lightning_glue import monitor, saving
 from lightning_glue import resume as resuming
+from lightning_glue import run as running
 from lightning_glue import train as training
 from lightning_glue.errors import UserError
 from lightning_glue.journal import State, journals
@@ -222,7 +223,7 @@ def test_a_stop_after_early_stopping_stays_stopped(
     overrides = ["trainer.early_stopping_patience=1", "optimizer.lr=0"]
     start(tmp_path / "whole", *overrides)
     with monkeypatch.context() as patch:
-        patch.setattr(training, "conclude", lambda *_: crash())
+        patch.setattr(running, "conclude", lambda *_: crash())
         with pytest.raises(RuntimeError):
             start(tmp_path / "run", *overrides)
     start(tmp_path / "run", *overrides, resume="auto")

@@ -9,9 +9,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from lightning_glue import trial
 from lightning_glue.config import Config, compose, flatten
-from lightning_glue.errors import UserError
+from lightning_glue.errors import Diverged, UserError
 from lightning_glue.journal import Journal
 from lightning_glue.preprocess import SplitInfo
 from lightning_glue.trial import Job, TrainingFailed, as_parent, interrupted, run_job
@@ -65,10 +64,6 @@ def test_what_is_not_its_own_is_never_gone_on_with(tmp_path: Path, config: Confi
     assert not folder.exists()  # nor are its other checkpoints
 
 
-class Diverged(Exception):
-    """As whoever trains may raise it."""
-
-
 @pytest.mark.parametrize(
     ("error", "kind", "text"),
     [
@@ -76,8 +71,7 @@ class Diverged(Exception):
         (TrainingFailed("database is locked"), "error", "database is locked"),
         (torch.OutOfMemoryError("CUDA: 1 PiB"), "memory", "out of memory: CUDA: 1 PiB"),
         (RuntimeError("DefaultCPUAllocator: can't allocate memory"), "memory", "out of memory: Def"),
-        (trial.Diverged("at step 10"), "diverged", "diverged at step 10"),
-        (Diverged("at step 10"), "diverged", "diverged at step 10"),
+        (Diverged("step 10", 1.0), "diverged", "diverged at step 10"),
         (ValueError(""), "error", "ValueError: ValueError"),
         (OSError("postgresql://ann:s3cr3t@h/d is away"), "error", "OSError: postgresql://ann:***@h/d is away"),
     ],
