@@ -17,6 +17,7 @@ import sys
 import tempfile
 from contextlib import suppress
 from pathlib import Path
+from types import FrameType
 
 from lightning_glue import processes
 from lightning_glue.addresses import hide_secrets
@@ -169,14 +170,20 @@ def serve(args: argparse.Namespace) -> int:
             environment |= team_environment(url, Path(folder))
             command += ["--app-name", "basic-auth"]
         process = subprocess.Popen(command, env=environment, start_new_session=True)
+        stopped: list[int] = []
+
+        def stop(number: int, frame: FrameType | None) -> None:
+            stopped.append(number)
+            process.terminate()
+
         for number in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(number, lambda *_: process.terminate())
+            signal.signal(number, stop)
         print(f"serving {'a team' if args.db else 'this folder'} on http://{args.host}:{args.port}", flush=True)
         print(f"  train elsewhere with MLFLOW_TRACKING_URI=http://{args.host}:{args.port}", flush=True)
         status = process.wait()
         with suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGTERM)  # what it started ends with it, however it ended
-        return status
+        return status if stopped or status else 1  # MLflow says 0 when its own server was killed
 
 
 def main() -> None:

@@ -8,10 +8,14 @@ import signal
 import subprocess
 import sys
 import time
+import urllib.request
+from collections.abc import Callable
 from pathlib import Path
 
+import psutil
 import pytest
 from conftest import ROOT
+from servers import free_port
 
 from lightning_glue.processes import PARENT, process_identity, process_is_gone
 
@@ -130,3 +134,86 @@ def test_a_command_that_became_one_gets_sigterm_when_its_parent_dies() -> None:
     assert parent.stdout.readline() == "there\n"
     parent.kill()
     assert parent.communicate(timeout=20)[0] == "in order\n"
+
+
+def wait_for(ready: Callable[[], object], process: subprocess.Popen[bytes]):
+    """What ``ready`` gives once it is something; the process must live until then."""
+    deadline = time.monotonic() + 120
+    while not (found := ready()):
+        assert process.poll() is None and time.monotonic() < deadline
+        time.sleep(0.02)
+    return found
+
+
+def offspring(process: subprocess.Popen[bytes], word: str) -> list[psutil.Process]:
+    """Processes below one, with ``word`` in their command line; watchers, which outlive their training, left out."""
+    found = []
+    for child in psutil.Process(process.pid).children(recursive=True):
+        try:
+            command = " ".join(child.cmdline())
+        except psutil.Error:
+            continue
+        if word in command and "lightning_glue.watcher" not in command:
+            found.append(child)
+    return found
+
+
+def run_module(folder: Path, *arguments: str, **environment: str) -> subprocess.Popen[bytes]:
+    return subprocess.Popen(
+        [sys.executable, "-m", *arguments], cwd=folder, start_new_session=True,
+        env={**os.environ, "PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}", **environment},
+    )  # fmt: skip
+
+
+TRAIN = ["lightning_glue.train", "--task", "WNLI", "--data", "sample", "--model", "tiny", "--gpus", "0"]
+
+
+def test_a_rank_that_still_imports_ends_with_rank_0(bpe_dir: Path, cache: Path, tmp_path: Path) -> None:
+    leader = run_module(tmp_path, *TRAIN, "--procs", "2", ROBERTA_BPE_DIR=str(bpe_dir))
+    (other,) = wait_for(lambda: offspring(leader, "lightning_glue.train"), leader)
+    leader.kill()
+    leader.wait()
+    assert ended(other.pid)
+
+
+def test_ranks_end_with_torchrun(bpe_dir: Path, cache: Path, tmp_path: Path) -> None:
+    command = ["torch.distributed.run", "--nproc-per-node", "2", "--rdzv-backend", "c10d", "-m", *TRAIN]
+    torchrun = run_module(tmp_path, *command, "trainer.max_epochs=2000", ROBERTA_BPE_DIR=str(bpe_dir))
+    wait_for(lambda: list(tmp_path.glob("mlruns/.journal/*/records")), torchrun)
+    ranks = offspring(torchrun, "lightning_glue.train")
+    torchrun.kill()
+    torchrun.wait()
+    assert len(ranks) == 2
+    assert all(ended(rank.pid, 60) for rank in ranks)  # in order: they save a checkpoint
+
+
+def test_workers_that_still_import_end_with_the_controller(tmp_path: Path) -> None:
+    storage = f"sqlite:///{tmp_path / 'optuna.db'}"
+    controller = run_module(tmp_path, "control", storage, "orphans", "4", "objective", CHEAP_SECONDS="30")
+    workers = wait_for(lambda: offspring(controller, "lightning_glue.trial"), controller)
+    controller.kill()
+    controller.wait()
+    assert all(ended(worker.pid) for worker in workers)
+
+
+@pytest.mark.parametrize("killed", ["itself", "mlflow server", "uvicorn"])
+def test_nothing_of_a_server_is_left_whichever_of_its_processes_dies(
+    killed: str, tmp_path: Path, new_store: Callable[[Path], None]
+) -> None:
+    new_store(tmp_path)
+    port = free_port()
+    server = run_module(tmp_path, "lightning_glue.server", "--port", str(port), "--workers", "2")
+
+    def answers() -> bool:
+        try:
+            return urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=1).status == 200
+        except OSError:
+            return False
+
+    wait_for(answers, server)
+    everyone = offspring(server, "")
+    victim = server.pid if killed == "itself" else offspring(server, killed)[0].pid
+    os.kill(victim, signal.SIGKILL)
+    assert len(everyone) >= 4  # MLflow, uvicorn, two workers
+    assert all(ended(one.pid, 60) for one in everyone)
+    assert server.wait(timeout=60) != 0
