@@ -64,7 +64,7 @@ def _own_folder_and_watcher(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
         watcher._process = None
 
 
-def wait_for(condition: Callable[[], bool], seconds: float = 30) -> None:
+def wait_for(condition: Callable[[], bool], seconds: float = 90) -> None:
     deadline = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < deadline
