@@ -61,10 +61,28 @@ def cluster(
     return nodes
 
 
+def documented_script() -> str:
+    """The training of docs/cluster.md as a job that fits here: the same options of SLURM, but for GPUs and numbers."""
+    text = (ROOT / "docs" / "cluster.md").read_text()
+    (script,) = (
+        block for block in re.findall(r"```bash\n(.*?)```", text, re.DOTALL) if "lightning_glue.train" in block
+    )
+    script = re.sub(r"^(export|source|cd) .*\n", "", script, flags=re.MULTILINE)  # the user's own places
+    fitting = {
+        "--ntasks-per-node=4 --gpus-per-node=4 --cpus-per-task=8": "--ntasks-per-node=1",
+        ".venv/bin/python -m lightning_glue.train": f"{sys.executable} hooked.py",
+        "--task MNLI --model roberta.large --gpus 4": f"{FLAGS} trainer.max_epochs=40",
+    }
+    for documented, here in fitting.items():
+        assert script.count(documented) == 1
+        script = script.replace(documented, here)
+    return script
+
+
 def submit(cluster: slurm.Slurm, folder: Path, script: str, *options: str) -> str:
     """Queue a batch script that writes to ``out``; the job's number."""
-    (folder / "job.sh").write_text(f"#!/bin/bash\n{script}\n")
-    usual = ["--parsable", "--job-name=train", "--output=out", "--open-mode=append"]
+    (folder / "job.sh").write_text(script if script.startswith("#!") else f"#!/bin/bash\n{script}\n")
+    usual = ["--parsable", "--output=out", "--open-mode=append"]
     queued = cluster.command("sbatch", *usual, *options, "job.sh", folder=folder)
     assert queued.returncode == 0, queued.stderr
     return queued.stdout.strip()
@@ -181,7 +199,7 @@ def test_a_job_that_is_warned_saves_and_goes_on_as_the_same_run_when_it_is_reque
     number: str, cluster: slurm.Slurm, tmp_path: Path
 ) -> None:
     """``--signal`` sends what scancel sends here, to the same processes: the steps of the job."""
-    job = submit(cluster, tmp_path, f"srun {sys.executable} {TRAIN} trainer.max_epochs=40", *TWO_NODES, "--requeue")
+    job = submit(cluster, tmp_path, documented_script())
     wait_for(lambda: (tmp_path / "ranks").exists() and len(ranks(tmp_path)) == 2)
     wait_for(lambda: "epoch 2/" in (tmp_path / "out").read_text())
     assert cluster.command("scancel", f"--signal={number}", job).returncode == 0
