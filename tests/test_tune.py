@@ -82,7 +82,7 @@ def runs(project: Path) -> tuple[Run, list[Run]]:
     return parent, nested
 
 
-def wait_for(condition, seconds: float = 90) -> None:
+def wait_for(condition, seconds: float = 240) -> None:
     deadline = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < deadline, "waited in vain"
