@@ -554,6 +554,23 @@ def test_an_error_of_any_kind_is_noted_and_the_watch_goes_on(store: str, monkeyp
     assert not watcher.is_watching(tracker.folder)
 
 
+def test_a_training_that_a_full_disk_ended_reads_failed(store: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its end cannot be written down any more, but what was goes to the store, and then the status."""
+    tracker = MLflowTracker(None, "e", "x")
+    tracker.start({}, {}, None)
+    watcher._process.kill()
+    watcher._process.wait()
+    tracker.log_metrics({"loss": 1.0}, 1)
+    tracker._locks.close()
+    watch = watcher.Watch(tracker.folder)
+    with monkeypatch.context() as patch:
+        patch.setattr(Journal, "append", lambda *_: (_ for _ in ()).throw(OSError(errno.ENOSPC, "full")))
+        while watch.tend():
+            pass
+    run = the_run(store, "e")
+    assert (run.info.status, run.data.metrics) == ("FAILED", {"loss": 1.0})
+
+
 def test_a_watch_of_a_journal_without_a_start_writes_nothing_and_ends(monkeypatch: pytest.MonkeyPatch) -> None:
     folder = ROOT_HERE / "empty"
     folder.mkdir(parents=True)
