@@ -233,7 +233,7 @@ class Watch:
         with suppress(OSError), try_lock(self.folder / "delivery.lock") as mine:
             if mine:
                 state = State(self.folder)
-                state.error = text
+                state.record_error = text
                 state.save()
         with suppress(OSError), open(self.folder / "watcher.log", "a") as file:
             traceback.print_exc(file=file)
