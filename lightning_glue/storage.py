@@ -6,7 +6,7 @@ import sys
 import time
 import warnings
 from collections.abc import Callable
-from typing import TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import urlsplit
 
 import optuna
@@ -14,6 +14,9 @@ from optuna.storages import BaseStorage
 
 from lightning_glue.addresses import hide_secrets
 from lightning_glue.errors import UserError, first_line
+
+if TYPE_CHECKING:
+    from optuna.storages import RDBStorage
 
 T = TypeVar("T")
 PATIENCE_SECONDS = 600.0  # how long a storage may be away in the middle of a study
@@ -58,9 +61,29 @@ def _connect(url: str) -> BaseStorage:
         proxy.get_all_studies()  # connects
         return proxy
     if "://" in url:
-        wait = {"connect_args": {"timeout": 60}} if url.startswith("sqlite") else {}
-        return RDBStorage(url, engine_kwargs={"pool_pre_ping": True, **wait})
+        sqlite = url.startswith("sqlite")
+        wait = {"connect_args": {"timeout": 60}} if sqlite else {}
+        storage = RDBStorage(url, engine_kwargs={"pool_pre_ping": True, **wait})
+        if sqlite:
+            _lock_before_reading(storage)
+        return storage
     return JournalStorage(JournalFileBackend(url))
+
+
+def _lock_before_reading(storage: RDBStorage) -> None:
+    """Make what Optuna reads in an SQLite transaction still hold when it writes.
+
+    Other databases lock the row of a trial that is to be claimed; SQLite cannot, and by itself locks the file only at
+    the first write: two controllers would both find the trial waiting, and both own it.
+    """
+    from sqlalchemy import event
+
+    def connect(connection: Any, _: Any) -> None:
+        connection.isolation_level = None  # the driver begins no transaction of its own
+
+    event.listen(storage.engine, "connect", connect)
+    event.listen(storage.engine, "begin", lambda connection: connection.exec_driver_sql("BEGIN IMMEDIATE"))
+    storage.engine.dispose()  # connections of before
 
 
 class Patience:

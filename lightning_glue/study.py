@@ -1,9 +1,9 @@
 """An Optuna study that several controllers share: its trials, their heartbeats, failures and retries.
 
-Whoever turns a waiting trial to RUNNING owns it, which every storage of Optuna does atomically; so no trial is lost or
-run twice. Only a few trials wait in the storage at a time: the study's maker queues the first ones, and whoever takes
-one queues the one so many places behind it. The number of trials is exact however many controllers take part; see
-:mod:`lightning_glue.slots` for what decides.
+Whoever turns a waiting trial to RUNNING owns it, and every storage lets one alone do so, SQLite since
+:mod:`lightning_glue.storage` sees to it; so no trial is lost or run twice. Only a few trials wait in the storage at a
+time: the study's maker queues the first ones, and whoever takes one queues the one so many places behind it. The number
+of trials is exact however many controllers take part; :mod:`lightning_glue.slots` says what decides.
 """
 
 from __future__ import annotations

@@ -165,6 +165,30 @@ def test_fewer_trials_than_before_are_all_that_is_done(storage: str) -> None:
     assert share(storage, "fewer", 6).left()[0] == 4
 
 
+@pytest.mark.parametrize("kind", ["sqlite", "journal", "postgresql"])
+def test_a_trial_has_one_owner_however_many_reach_for_it(
+    kind: str, tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
+    url = {"sqlite": f"sqlite:///{tmp_path / 'study.db'}", "journal": str(tmp_path / "study.journal")}.get(kind)
+    url = url or request.getfixturevalue("postgres").new_database("owners")
+    storage = open_storage(url)
+    study_id = storage.create_new_study([optuna.study.StudyDirection.MAXIMIZE], "owners")
+    waiting = optuna.trial.create_trial(state=TrialState.WAITING)
+    trials = [storage.create_new_trial(study_id, waiting) for _ in range(40)]
+    together = threading.Barrier(4)
+
+    def reach() -> list[int]:
+        mine, own = open_storage(url), []
+        for trial in trials:
+            together.wait(60)
+            own += [trial] if mine.set_trial_state_values(trial, TrialState.RUNNING) else []
+        return own
+
+    with ThreadPoolExecutor(4) as pool:
+        owned = [trial for done in [pool.submit(reach) for _ in range(4)] for trial in done.result(timeout=120)]
+    assert sorted(owned) == trials
+
+
 def work(storage: str, name: str, total: int, begin: threading.Barrier) -> None:
     """A controller whose trials take no time."""
     study = share(storage, name, None)
