@@ -40,7 +40,8 @@ from lightning_glue.export import export
 from lightning_glue.model import build_model, fairseq_dictionary
 from lightning_glue.preprocess import prepare
 from lightning_glue.pretrained import Pretrained, load_pretrained, safe_load
-from lightning_glue.resume import AtomicCheckpointIO, read_checkpoint
+from lightning_glue.resume import read_checkpoint
+from lightning_glue.saving import AtomicCheckpointIO
 from lightning_glue.tasks import TASKS
 from lightning_glue.tokenizer import Tokenizer
 
