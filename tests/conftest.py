@@ -14,6 +14,7 @@ import pytest
 from zygote import Zygote
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # many small processes on few cores
+os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")  # as in the program
 ROOT = Path(__file__).resolve().parent.parent
 
 _TEST_BPE = "LIGHTNING_GLUE_TEST_BPE"  # where the processes of pytest-xdist find what the next line takes away

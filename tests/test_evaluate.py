@@ -250,7 +250,6 @@ def test_a_download_is_gone_at_the_exit(
     """From a server that keeps the artifacts; also after an exception, and of a file that is damaged there."""
     from servers import MlflowServer
 
-    monkeypatch.setenv("MLFLOW_DISABLE_TELEMETRY", "true")  # a thread of it changes the environment now and then
     folder = export_random("WNLI", bpe_dir, cache, tmp_path / "fairseq")
     server = MlflowServer(tmp_path)
     server.start()
