@@ -14,7 +14,8 @@ from lightning_glue.addresses import hide_secrets
 from lightning_glue.config import Config
 from lightning_glue.errors import UserError, first_line
 from lightning_glue.journal import Journal, Record, State, is_alive, journals, warn
-from lightning_glue.store import connect
+from lightning_glue.paths import sqlite_file
+from lightning_glue.store import connect, is_missing
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -60,14 +61,12 @@ class Stores:
         """What became of the run of a journal that nothing can be added to any more; None where nobody says so."""
         state = State(folder)
         where = f"MLflow at {hide_secrets(str(state.uri))}"
-        database = Path(str(state.uri).removeprefix("sqlite:///"))
         if not state.run_id or self._clients.get(state.uri, 0) is None:
             return None
-        if str(state.uri).startswith("sqlite:///") and not database.is_file():  # MLflow would make an empty one
-            return f"is in {database}, which is gone"
+        if is_missing(state.uri):  # MLflow would make an empty one
+            return f"is in {sqlite_file(state.uri)}, which is gone"
         try:
-            client = self._clients.setdefault(state.uri, connect(state.uri))
-            assert client
+            client = self._clients[state.uri] = self._clients.get(state.uri) or connect(state.uri)
             run = client.get_run(state.run_id)
         except Exception as error:  # of MLflow, or of a database's driver
             if getattr(error, "error_code", "") == _UNKNOWN:

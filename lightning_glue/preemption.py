@@ -1,4 +1,4 @@
-"""Requests to stop, from a scheduler (SIGTERM, SIGUSR1) or the keyboard (Ctrl-C), and when they are acted on."""
+"""Requests to stop, from a scheduler (SIGTERM, SIGUSR1), the keyboard (Ctrl-C) or a terminal that is gone (SIGHUP)."""
 
 from __future__ import annotations
 
@@ -14,7 +14,8 @@ from typing import Any
 from lightning_glue.launch import is_distributed_child
 
 INHERITED = "LIGHTNING_GLUE_RESUME"  # in the environment of processes that Lightning starts
-_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
+_OF_OTHERS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP)
+_SIGNALS = (signal.SIGINT, *_OF_OTHERS)
 _ONE_REQUEST_SECONDS = 0.3  # torchrun sends on what the terminal has sent already
 
 
@@ -44,7 +45,7 @@ def end_at_once() -> None:
     def ignore(number: int, frame: FrameType | None) -> None:
         """Other than SIG_IGN, this does not tell :class:`Preemption` that the user wants the signal ignored."""
 
-    for number in _SIGNALS if started_by_lightning() else (signal.SIGTERM, signal.SIGUSR1):
+    for number in _SIGNALS if started_by_lightning() else _OF_OTHERS:
         if signal.getsignal(number) != signal.SIG_IGN:  # nohup, for instance
             signal.signal(number, ignore if started_by_lightning() else end)
 

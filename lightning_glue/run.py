@@ -113,7 +113,7 @@ def make_callbacks(config: Config, checkpoints: str | Path | None, preemption: P
 
 @contextmanager
 def run_status(tracker: MLflowTracker, register: bool, preemption: Preemption, *, kept: bool = True) -> Iterator[None]:
-    """Give the run its true final status: FINISHED, KILLED (Ctrl-C, SIGTERM, SIGUSR1) or FAILED with the tracebacks.
+    """Give the run its true final status: FINISHED, KILLED (a request to stop) or FAILED with the tracebacks.
 
     Args:
         register: the model of a finished run.

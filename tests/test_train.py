@@ -225,7 +225,9 @@ def start_long_training(folder: Path, bpe_dir: Path) -> subprocess.Popen[str]:
     pytest.fail(f"training ended early: {process.stderr.read()}")
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130), (signal.SIGUSR1, 138)])
+@pytest.mark.parametrize(
+    ("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130), (signal.SIGUSR1, 138), (signal.SIGHUP, 129)]
+)
 def test_a_stopped_training_is_killed_not_finished_and_says_where_it_goes_on(
     number: signal.Signals, code: int, cache: Path, bpe_dir: Path, tmp_path: Path
 ) -> None:
