@@ -34,6 +34,11 @@ class Postgres:
         pg_ctl(arguments, pgdata=self.server.pgdata, user=self.server.system_user)
 
     def start(self) -> None:
+        for _ in range(6):  # it waits ten seconds for the recovery of what was stopped at once
+            try:
+                return self.server.ensure_postgres_running()
+            except subprocess.TimeoutExpired:
+                continue
         self.server.ensure_postgres_running()
 
     def remove(self) -> None:
