@@ -146,6 +146,7 @@ def _of_run(run_id: str, config: Config) -> Resume:
     if start is None:
         raise PassedOver(f"the journal {folder} of run {run_id} does not tell what it was started with")
     state = State(folder)
+    run_id = state.run_id or run_id  # the journal's id is in nobody's table of runs
     _check_database(run_id, state)
     places = _local_places(folder, state)
     newest = max((path for path in places if path.is_file()), key=lambda path: path.stat().st_mtime_ns, default=None)

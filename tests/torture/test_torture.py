@@ -1,4 +1,4 @@
-"""Trainings that are killed, lose their power and run out of disk at random moments: `make torture`.
+"""Trainings that are killed, lose their power and run out of disk at random moments, and spoilt files: `make torture`.
 
 Each ends as the training that nothing happened to, bit for bit, with every record in MLflow once. The moments follow
 from a seed that is printed; ``TORTURE_SEED`` repeats one.
@@ -15,6 +15,7 @@ import signal
 import sqlite3
 import subprocess
 import sys
+import tarfile
 import time
 from collections.abc import Callable
 from contextlib import suppress
@@ -26,7 +27,12 @@ import pytest
 import torch
 from conftest import ROOT
 
-from lightning_glue.journal import Journal, final_status, journals
+from lightning_glue.download import extract_tar
+from lightning_glue.errors import UserError
+from lightning_glue.journal import Journal, State, final_status, journals
+from lightning_glue.mirror import read_manifest
+from lightning_glue.resume import read_checkpoint
+from lightning_glue.tokenizer import read_dictionary
 
 pytestmark = pytest.mark.torture
 
@@ -277,6 +283,57 @@ def test_the_watcher_is_killed_all_the_time(
     end_of(process, tmp_path)
     go_on(tmp_path, "plain")
     assert_same(tmp_path, whole)
+
+
+HOSTILE = int(os.environ.get("TORTURE_FILES", "300"))
+
+
+def spoilt(whole: bytes, moments: random.Random) -> bytes:
+    """A file with a few bytes changed, cut off, doubled or taken out."""
+    data = bytearray(whole)
+    for _ in range(moments.randint(1, 4)):
+        place = moments.randrange(len(data) or 1)
+        match moments.randrange(4):
+            case 0 if data:
+                data[place] = moments.randrange(256)
+            case 1:
+                del data[place:]
+            case 2:
+                data[place:place] = data[place : place + moments.randrange(64)]
+            case _:
+                del data[place : place + moments.randrange(64)]
+    return bytes(data)
+
+
+@pytest.mark.parametrize("kind", ["checkpoint", "dictionary", "archive", "journal", "state", "manifest"])
+def test_spoilt_files_are_read_or_refused_in_one_line(
+    kind: str, references: Reference, moments: random.Random, tmp_path: Path
+) -> None:
+    """Of a training, each with random damage; what is read never leads out of its folder."""
+    folder = references.of("plain")
+    (artifacts,) = folder.glob("mlruns/1/*/artifacts")
+    (journal,) = folder.glob("mlruns/.journal/*")
+    with tarfile.open(tmp_path / "model.tar.gz", "w:gz") as archive:
+        archive.add(artifacts / "fairseq/input0/dict.txt", "model/dict.txt")
+    name, read = {
+        "checkpoint": (artifacts / "checkpoints/last.ckpt", read_checkpoint),
+        "dictionary": (artifacts / "fairseq/input0/dict.txt", read_dictionary),
+        "archive": (tmp_path / "model.tar.gz", lambda path: extract_tar(path, path.parent / "out", ["dict.txt"])),
+        "journal": (journal / "records", lambda path: Journal(path.parent).read()),
+        "state": (journal / "delivery.json", lambda path: State(path.parent).save()),
+        "manifest": (artifacts / "checkpoints/manifest.json", read_manifest),
+    }[kind]
+    whole = name.read_bytes()
+    for number in range(HOSTILE):
+        place = tmp_path / "files" / f"{number}"
+        place.mkdir(parents=True)
+        (place / name.name).write_bytes(spoilt(whole, moments))
+        try:
+            read(place / name.name)
+        except UserError as error:
+            assert "\n" not in str(error)
+        assert {path.name for path in (tmp_path / "files").iterdir()} == {str(number)}
+        shutil.rmtree(place)
 
 
 def test_what_is_left_of_a_training_is_no_rubbish(references: Reference) -> None:
