@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import os
 import sys
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lightning_glue import config as configuration
@@ -78,6 +79,9 @@ def check_arguments(args: argparse.Namespace, own: dict[str, Any]) -> Config:
                 f"--resume {args.resume}: {key}={asked[key]} contradicts the run's {own[key]}; leave it out"
             )
     here = {key: asked[key] for key in given & asked.keys()}
+    for key in ("data.glue_dir", "data.bpe_dir"):  # the run may have begun on another machine, or elsewhere on this one
+        if own.get(key) and not Path(own[key]).expanduser().is_dir():
+            here.setdefault(key, asked[key])
     if asked["tracking.uri"] or "***" in str(own["tracking.uri"]):
         here["tracking.uri"] = asked["tracking.uri"]  # what was recorded may lack the password
     return configuration.unflatten(own | here)
