@@ -27,7 +27,8 @@ def act():
     before = threads()
     model(torch.ones(1, 2)).sum().backward()
     vote = distributed.Vote(2)
-    print([vote.cast(step == 2 and launch().rank == 1) for step in range(5)], threads() > before > 0)
+    wishes = [15 * (step == 2 and launch().rank == 1) for step in range(5)]
+    print([vote.cast(wish, False)[0] == 15 for wish in wishes], threads() > before > 0)
     {end}
 
 act()
