@@ -16,7 +16,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lightning_glue.atomic import file_sha256 as sha256
+from lightning_glue.digests import file_sha256 as sha256
 from lightning_glue.errors import UserError, first_line
 from lightning_glue.journal import Journal, Record, State, try_lock
 from lightning_glue.mirror import MANIFEST, http_status, newest_copy, usable_folder

@@ -15,7 +15,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 
-from lightning_glue import atomic
+from lightning_glue import atomic, digests
 from lightning_glue.addresses import hide_secrets
 from lightning_glue.errors import first_line
 from lightning_glue.paths import artifact_path, checkpoint_name, local_folder
@@ -197,7 +197,7 @@ class Mirror:
             finally:
                 part.unlink(missing_ok=True)
         if path.startswith(_CHECKPOINTS):
-            self._note_local(path, atomic.file_sha256(target))
+            self._note_local(path, digests.file_sha256(target))
 
     def _note_local(self, path: str, digest: str | None) -> None:
         """Say which checkpoint there is and what its SHA-256 is; None: it is no more. A lost manifest is made anew."""
@@ -206,7 +206,7 @@ class Mirror:
         entries = read_manifest(manifest)
         if manifest.exists() and not entries:
             found = (f"{_CHECKPOINTS}{one.name}" for one in manifest.parent.glob("*.ckpt"))
-            files = {name: {"file": name, "sha256": atomic.file_sha256(self.local / name)} for name in found}
+            files = {name: {"file": name, "sha256": digests.file_sha256(self.local / name)} for name in found}
             entries = clean_manifest(files)
         entries.pop(path, None)
         if digest:
@@ -219,7 +219,7 @@ class Mirror:
         upload = self.folder / "upload"
         upload.mkdir(exist_ok=True)
         fixed = _fix(source, upload / source.name)  # the training may replace ``source`` meanwhile
-        digest = atomic.file_sha256(fixed)
+        digest = digests.file_sha256(fixed)
         before = self.state.manifest.get(path)
         if before is None or digest != before["sha256"]:
             name = version_name(path, digest)
