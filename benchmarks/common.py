@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from lightning_glue.data import TokenizedSplit
-    from lightning_glue.tokenizer import Tokenizer
+    from lightning_glue.data.datamodule import TokenizedSplit
+    from lightning_glue.data.tokenizer import Tokenizer
 
 BASE = {
     "encoder_layers": 12, "encoder_embed_dim": 768, "encoder_ffn_embed_dim": 3072, "encoder_attention_heads": 12,
@@ -24,7 +24,7 @@ def describe_machine() -> str:
     """Processor, cores this process may use, memory, versions, load."""
     import psutil
 
-    from lightning_glue.hardware import cpu_has_bf16
+    from lightning_glue.training.devices import cpu_has_bf16
 
     lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
     names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
@@ -66,11 +66,11 @@ def matmul_rate(dtype: str, device: str = "cpu") -> float:
 
 def real_rows(task_name: str, folder: Path, tokenizer: Tokenizer) -> TokenizedSplit:
     """Training rows of a task from GLUE_DIR, else from the sample."""
-    from lightning_glue import preprocess, sources
-    from lightning_glue.data import load_split
+    from lightning_glue.data import binarize, sources
+    from lightning_glue.data.datamodule import load_split
     from lightning_glue.tasks import get_task
 
     task = get_task(task_name)
     source = "glue" if os.environ.get("GLUE_DIR") else "sample"
     root = sources.glue_directory(task, source, os.environ.get("GLUE_DIR"))
-    return load_split(task, task.splits[0], preprocess.prepare(task, root, tokenizer, folder, "stop").directory, 512)
+    return load_split(task, task.splits[0], binarize.prepare(task, root, tokenizer, folder, "stop").directory, 512)

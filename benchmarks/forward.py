@@ -19,13 +19,14 @@ from pathlib import Path
 import torch
 from common import BASE, describe_machine, matmul_rate, real_rows
 
-from lightning_glue import config, optimizer
-from lightning_glue.batching import MicroBatch, train_batches
-from lightning_glue.data import Batch
-from lightning_glue.hardware import cpu_has_bf16
-from lightning_glue.memory import keep_freed_memory
-from lightning_glue.model import RobertaModel, build_model, logits, stock_logits, task_loss
-from lightning_glue.pretrained import Pretrained, load_pretrained
+from lightning_glue import config
+from lightning_glue.data.batching import MicroBatch, train_batches
+from lightning_glue.data.datamodule import Batch
+from lightning_glue.model.pretrained import Pretrained, load_pretrained
+from lightning_glue.model.roberta import RobertaModel, build_model, logits, stock_logits, task_loss
+from lightning_glue.training import optimizer
+from lightning_glue.training.allocator import keep_freed_memory
+from lightning_glue.training.devices import cpu_has_bf16
 
 Forward = Callable[[RobertaModel, torch.Tensor], torch.Tensor]
 

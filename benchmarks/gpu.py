@@ -22,11 +22,12 @@ import torch
 from common import BASE, describe_machine, matmul_rate, real_rows
 from torch import Tensor
 
-from lightning_glue import config, optimizer
-from lightning_glue.batching import MicroBatch, train_batches
-from lightning_glue.data import Batch, TokenizedSplit
-from lightning_glue.model import RobertaModel, build_model, logits, stock_logits, task_loss
-from lightning_glue.pretrained import Pretrained, load_pretrained
+from lightning_glue import config
+from lightning_glue.data.batching import MicroBatch, train_batches
+from lightning_glue.data.datamodule import Batch, TokenizedSplit
+from lightning_glue.model.pretrained import Pretrained, load_pretrained
+from lightning_glue.model.roberta import RobertaModel, build_model, logits, stock_logits, task_loss
+from lightning_glue.training import optimizer
 
 LARGE = BASE | {
     "encoder_layers": 24, "encoder_embed_dim": 1024, "encoder_ffn_embed_dim": 4096, "encoder_attention_heads": 16,

@@ -32,12 +32,12 @@ def train(args: argparse.Namespace, seed: int, stock: bool, warm: dict[Any, Any]
     import pytorch_lightning as pl
 
     from lightning_glue import config as configuration
-    from lightning_glue import module as glue_module
-    from lightning_glue.build import build
-    from lightning_glue.hardware import resolve_precision
-    from lightning_glue.model import logits, stock_logits
-    from lightning_glue.monitor import BestEvaluation
-    from lightning_glue.run import prepare_process
+    from lightning_glue.model.roberta import logits, stock_logits
+    from lightning_glue.training import module as glue_module
+    from lightning_glue.training.build import build
+    from lightning_glue.training.callbacks import BestEvaluation
+    from lightning_glue.training.devices import resolve_precision
+    from lightning_glue.training.run import prepare_process
 
     source = "glue" if os.environ.get("GLUE_DIR") else "sample"
     config = configuration.compose(

@@ -133,7 +133,7 @@ def run_fairseq(side: Side, task: str, folder: Path, steps: int, watch: Stopwatc
 
 
 def fine_tuned(folder: Path) -> Any:
-    from lightning_glue.checkpoint import load_fine_tuned
+    from lightning_glue.inference.finetuned import load_fine_tuned
 
     return load_fine_tuned(str(folder / "start"), None).model
 
@@ -189,7 +189,7 @@ def run_hugging_face(side: Side, task: str, folder: Path, steps: int, watch: Sto
     from transformers import Trainer, TrainerCallback, TrainingArguments
 
     from lightning_glue import config as configuration
-    from lightning_glue.data import load_split
+    from lightning_glue.data.datamodule import load_split
     from lightning_glue.tasks import get_task
 
     known, config = get_task(task), configuration.compose([], task=task)
@@ -245,10 +245,10 @@ def run_ours(side: Side, task: str, folder: Path, steps: int, watch: Stopwatch) 
     from torch.utils.data import DataLoader
 
     from lightning_glue import config as configuration
-    from lightning_glue.batching import MicroBatch, TrainSampler
-    from lightning_glue.build import build
-    from lightning_glue.model import logits, task_loss
-    from lightning_glue.run import prepare_process
+    from lightning_glue.data.batching import MicroBatch, TrainSampler
+    from lightning_glue.model.roberta import logits, task_loss
+    from lightning_glue.training.build import build
+    from lightning_glue.training.run import prepare_process
 
     class Timer(pl.Callback):
         def on_train_batch_start(self, trainer: Any, module: Any, batch: Any, index: int) -> None:

@@ -21,7 +21,7 @@ from pathlib import Path
 
 from common import describe_machine, versions
 
-from lightning_glue import sources
+from lightning_glue.data import sources
 from lightning_glue.tasks import get_task
 
 TASK = get_task("MNLI")

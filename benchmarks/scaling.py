@@ -36,8 +36,8 @@ def train(arguments: Sequence[str], warmup: int, steps: int) -> None:
     from pytorch_lightning.callbacks import Checkpoint
 
     from lightning_glue import config as configuration
-    from lightning_glue.build import build
-    from lightning_glue.run import make_trainer, prepare_process
+    from lightning_glue.training.build import build
+    from lightning_glue.training.run import make_trainer, prepare_process
 
     class Clock(pl.Callback):
         """Ends the process when the last step is done."""
@@ -101,7 +101,7 @@ def processes(model: str, rounds: int, steps: int, overrides: Sequence[str]) -> 
 
 def write_rows(folder: Path, rows: int) -> None:
     """SST-2 below ``folder``: its first 1024 training rows, again and again, so that only their number differs."""
-    from lightning_glue import sources
+    from lightning_glue.data import sources
     from lightning_glue.tasks import get_task
 
     task, glue = get_task("SST-2"), os.environ.get("GLUE_DIR")
@@ -146,7 +146,7 @@ def data_size(model: str, rounds: int, steps: int, folder: Path) -> None:
 
 def balance(lengths: np.ndarray, batch_size: int, pool: int, world: int) -> float:
     """Real tokens of the busiest process over those of the average one, mean over the batches of an epoch."""
-    from lightning_glue.batching import split_batch, train_batches
+    from lightning_glue.data.batching import split_batch, train_batches
 
     ratios = []
     for batch in train_batches(lengths, batch_size, 1, 0, pool):
@@ -158,7 +158,7 @@ def balance(lengths: np.ndarray, batch_size: int, pool: int, world: int) -> floa
 def print_balance() -> None:
     """How evenly an epoch of RTE is dealt to processes, with the configuration's batches."""
     from lightning_glue import config as configuration
-    from lightning_glue.build import build
+    from lightning_glue.training.build import build
 
     source = "glue" if os.environ.get("GLUE_DIR") else "sample"
     config = configuration.compose([], task="RTE", model="minilm", data=source)

@@ -60,16 +60,18 @@ def start_ours() -> None:
     """``python -m lightning_glue.train`` up to its first step."""
     phases = Phases()
     from lightning_glue import train
+    from lightning_glue.training import run
 
-    original = train.build
-    callbacks = train.make_callbacks
+    original, callbacks = run.build, run.make_callbacks
 
     def build(*args: Any, **options: Any) -> Any:
-        from lightning_glue import model, module, preprocess, pretrained  # noqa: F401 - the ones it imports itself
+        from lightning_glue.data import binarize  # noqa: F401 - the ones it imports itself
+        from lightning_glue.model import pretrained, roberta
+        from lightning_glue.training import module  # noqa: F401 - the ones it imports itself
 
         phases.end("imports")
         phases.after(pretrained, "load_pretrained", "checkpoint")
-        phases.after(model, "build_model", "model")
+        phases.after(roberta, "build_model", "model")
         built = original(*args, **options)
         phases.end("data")
         return built
@@ -87,7 +89,7 @@ def start_ours() -> None:
 
         return [Stop(), *callbacks(*args)]
 
-    train.build, train.make_callbacks = build, with_stop
+    run.build, run.make_callbacks = build, with_stop
     phases.end("command line")
     train.main()
 
@@ -116,9 +118,10 @@ def start_theirs() -> None:
 
 def write_checkpoint(path: Path) -> None:
     """A random model of roberta.base's shape and vocabulary, as fairseq saves one."""
-    from lightning_glue.export import export
-    from lightning_glue.model import build_model
-    from lightning_glue.pretrained import Pretrained, load_tokenizer
+    from lightning_glue.data.tokenizer import load_tokenizer
+    from lightning_glue.export.fairseq import export
+    from lightning_glue.model.pretrained import Pretrained
+    from lightning_glue.model.roberta import build_model
     from lightning_glue.tasks import get_task
 
     start = Pretrained(BASE, None, load_tokenizer("gpt2", os.environ.get("ROBERTA_BPE_DIR")), "")
@@ -135,8 +138,9 @@ def commands(checkpoint: Path, data: Path) -> dict[str, list[str]]:
     config = Path(fairseq.__file__).parent / "examples/roberta/config/finetuning"
     options = {
         "task.data": data, "checkpoint.restore_file": checkpoint, "checkpoint.no_save": True, "common.fp16": False,
-        "common.cpu": True, "+model.max_positions": 512, "+model.encoder_layers": 12, "+model.encoder_embed_dim": 768,
-        "+model.encoder_ffn_embed_dim": 3072, "+model.encoder_attention_heads": 12,
+        "common.cpu": True, "+roberta.max_positions": 512, "+roberta.encoder_layers": 12,
+        "+roberta.encoder_embed_dim": 768, "+roberta.encoder_ffn_embed_dim": 3072,
+        "+roberta.encoder_attention_heads": 12,
     }  # fmt: skip
     source = "glue" if os.environ.get("GLUE_DIR") else "sample"
     ours = ["--task", "RTE", "--model", str(checkpoint), "--data", source, "--gpus", "0"]

@@ -40,9 +40,10 @@ def step_seconds(overrides: list[str], model: str, steps: int, uri: str | None) 
     import pytorch_lightning as pl
 
     from lightning_glue import config as configuration
-    from lightning_glue.build import build
-    from lightning_glue.monitor import TrainingMonitor
-    from lightning_glue.tracking import MLflowTracker, run_tags
+    from lightning_glue.tracking.known_runs import run_tags
+    from lightning_glue.tracking.logger import MLflowTracker
+    from lightning_glue.training.build import build
+    from lightning_glue.training.callbacks import TrainingMonitor
 
     class Timer(pl.Callback):
         def __init__(self) -> None:
@@ -90,8 +91,8 @@ def main() -> None:
     from common import describe_machine
     from servers import MlflowServer
 
-    from lightning_glue.memory import keep_freed_memory
-    from lightning_glue.messages import quiet
+    from lightning_glue.training.allocator import keep_freed_memory
+    from lightning_glue.training.messages import quiet
 
     quiet()
     keep_freed_memory()

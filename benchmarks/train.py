@@ -25,8 +25,8 @@ from common import BASE, describe_machine, matmul_rate
 from peers import SIDES
 
 from lightning_glue import config as configuration
-from lightning_glue.hardware import cpu_has_bf16
 from lightning_glue.tasks import Split, Task, get_task
+from lightning_glue.training.devices import cpu_has_bf16
 
 LENGTHS = 0.05  # what the sides' examples may differ in length on average
 TOLERANCE = {"fp32": 1e-4, "bf16": 2e-2}
@@ -58,7 +58,7 @@ def write_rows(task_name: str, rows: dict[str, int | None], seed: int, folder: P
 
 
 def mean_length(task: Task, split: Split, directory: Path) -> float:
-    from lightning_glue.data import load_split
+    from lightning_glue.data.datamodule import load_split
 
     return float(load_split(task, split, directory, 512).lengths.mean())
 
@@ -67,30 +67,31 @@ def make_start(task: Task, steps: int, dev: int, folder: Path) -> dict[str, floa
     """Rows, and random weights of roberta.base's shape; real tokens an example has on average, by kind."""
     import torch
 
-    from lightning_glue import preprocess, sources
-    from lightning_glue.export import export
-    from lightning_glue.model import build_model
-    from lightning_glue.pretrained import Pretrained, load_tokenizer
+    from lightning_glue.data import binarize, sources
+    from lightning_glue.data.tokenizer import load_tokenizer
+    from lightning_glue.export.fairseq import export
+    from lightning_glue.model.pretrained import Pretrained
+    from lightning_glue.model.roberta import build_model
 
     torch.manual_seed(0)
     tokenizer = load_tokenizer("gpt2", os.environ.get("ROBERTA_BPE_DIR"))
     size = configuration.compose([], task=task.name).data.batch_size
     rows = write_rows(task.name, {"train": None, "dev": dev}, 0, folder / "glue")
-    prepared = preprocess.prepare(task, rows, tokenizer, sources.cache_dir())
+    prepared = binarize.prepare(task, rows, tokenizer, sources.cache_dir())
     (folder / "bin").symlink_to(prepared.directory)
-    symbols = preprocess.read_label_symbols(prepared.directory)
+    symbols = binarize.read_label_symbols(prepared.directory)
     lengths = {
         "train": mean_length(task, task.train, prepared.directory),
         "eval": mean_length(task, task.dev[0], prepared.directory),
     }
     for seed in itertools.count():  # rows that are as long on average, their labels in the same order by frequency
         few = write_rows(task.name, {"train": steps * size, "dev": None}, seed, folder / f"few-{seed}")
-        made = preprocess.prepare(task, few, tokenizer, folder / "cache").directory
+        made = binarize.prepare(task, few, tokenizer, folder / "cache").directory
         as_long = abs(mean_length(task, task.train, made) / lengths["train"] - 1) < LENGTHS / 2
-        if as_long and preprocess.read_label_symbols(made) == symbols:
+        if as_long and binarize.read_label_symbols(made) == symbols:
             break
     (few / task.directory / "dev.tsv").write_bytes((rows / task.directory / "dev.tsv").read_bytes())
-    (folder / "few").symlink_to(preprocess.prepare(task, few, tokenizer, folder / "cache").directory)
+    (folder / "few").symlink_to(binarize.prepare(task, few, tokenizer, folder / "cache").directory)
     model = build_model(Pretrained(BASE, None, tokenizer, ""), task.num_outputs, {"dropout": 0.1})
     export(model, task, tokenizer, symbols, 0, folder / "start")
     return lengths

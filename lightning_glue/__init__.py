@@ -9,7 +9,7 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
 
 if "LIGHTNING_GLUE_PARENT" in os.environ:  # before anything that takes seconds to import
-    from lightning_glue.processes import end_with_parent
+    from lightning_glue.utils.processes import end_with_parent
 
     end_with_parent()
 

@@ -9,7 +9,8 @@ import os
 import sys
 from importlib.metadata import entry_points
 
-from lightning_glue.errors import UserError, run_main
+from lightning_glue.errors import UserError
+from lightning_glue.utils.console import run_main
 
 
 def main() -> None:

@@ -1,215 +1,14 @@
-"""GLUE files to fairseq's binary layout: ``input0/ input1/ label/`` with dict.txt and mmap arrays.
-
-Replaces ``examples/roberta/preprocess_GLUE_tasks.sh``; every file has the bytes that script writes (its
-``preprocess.log`` files aside). Training reads the same arrays from a cache keyed by content.
-"""
+"""Write GLUE tasks in fairseq's binary layout: ``python -m lightning_glue.preprocess --task RTE``."""
 
 from __future__ import annotations
 
 import argparse
-import hashlib
-import json
-import logging
 import os
-from collections import Counter
-from collections.abc import Callable
-from dataclasses import asdict, dataclass
 from pathlib import Path
 
-import numpy as np
-
-from lightning_glue import digests, indexed, reader, tokenizer
-from lightning_glue.atomic import discard, leftovers, locked, new_folder, sweep
-from lightning_glue.console import Parser
-from lightning_glue.errors import UserError, run_main, suggest
-from lightning_glue.reader import Rows
-from lightning_glue.tasks import TASKS, Split, Task, get_task
-from lightning_glue.tokenizer import SPECIALS, UNK, Tokenizer
-
-log = logging.getLogger(__name__)
-
-_MANIFEST = "manifest.json"
-_SOURCES = ("reader.py", "tokenizer.py", "words.py", "indexed.py", "preprocess.py", "tasks.py")
-_PADDING_FACTOR = 8  # fairseq-preprocess --padding-factor
-
-
-@dataclass(frozen=True)
-class SplitInfo:
-    """What became of one file: its digest and how many rows were kept, dropped (QQP's rule) and skipped."""
-
-    file: str
-    sha256: str
-    rows: int
-    dropped: int
-    skipped: int
-
-
-@dataclass(frozen=True)
-class Prepared:
-    """A preprocessed task: the folder in fairseq's layout and where its rows came from, by split name."""
-
-    directory: Path
-    splits: dict[str, SplitInfo]
-
-    def index(self, name: str) -> list[str]:
-        """The index column of an unlabelled split, row by row as in its file."""
-        return json.loads((self.directory.parent / "index.json").read_text(encoding="utf-8"))[name]
-
-
-def fairseq_names(task: Task) -> dict[str, str]:
-    """fairseq's name of each split: train, valid, valid1, test, test1."""
-    names = {task.train.name: "train"} if task.train else {}
-    for kind, splits in (("valid", task.dev), ("test", task.test)):
-        for i, split in enumerate(splits):
-            names[split.name] = kind + (str(i) if i else "")
-    return names
-
-
-def label_symbols(labels: list[str]) -> tuple[list[str], list[int]]:
-    """The label dictionary ``fairseq-preprocess`` builds: by falling frequency, ties by name, padded to 8."""
-    ranked = Counter(dict(sorted(Counter(labels).items()))).most_common()
-    symbols, counts = [label for label, _ in ranked], [count for _, count in ranked]
-    padding = -(len(SPECIALS) + len(symbols)) % _PADDING_FACTOR
-    return symbols + [f"madeupword{i:04d}" for i in range(padding)], counts + [0] * padding
-
-
-def _write_labels(task: Task, rows: dict[str, Rows], out: Path) -> None:
-    """Write ``label/``: ``<split>.label`` with label / 5 for regression (awk's %.6g), else a dictionary and arrays."""
-    names = fairseq_names(task)
-    out.mkdir(parents=True)
-    labelled = {name: part.labels for name, part in rows.items() if part.labels is not None}
-    if task.is_regression:
-        for name, labels in labelled.items():
-            lines = "".join(f"{float(label) / task.label_scale:.6g}\n" for label in labels)
-            (out / f"{names[name]}.label").write_text(lines)
-        return
-    symbols, counts = label_symbols(labelled["train"])
-    index = {symbol: i for i, symbol in enumerate(symbols, len(SPECIALS))}
-    (out / "dict.txt").write_text("".join(f"{symbol} {count}\n" for symbol, count in zip(symbols, counts)))
-    for name, labels in labelled.items():
-        ids = np.full((len(labels), 2), tokenizer.EOS, dtype=np.int32)
-        ids[:, 0] = [index.get(label, UNK) for label in labels]
-        indexed.write(out / names[name], ids.ravel(), np.full(len(labels), 2), len(SPECIALS) + len(symbols))
-
-
-def binarize(
-    task: Task,
-    rows: dict[str, Rows],
-    encoder: Tokenizer,
-    out: Path,
-    progress: Callable[[int], None] | None = None,
-) -> None:
-    """Write ``rows`` (by split name) into the new folder ``out`` in the layout of ``preprocess_GLUE_tasks.sh``."""
-    names = fairseq_names(task)
-    for column in range(task.num_texts):
-        folder = out / f"input{column}"
-        folder.mkdir(parents=True)
-        (folder / "dict.txt").write_text(encoder.dictionary_text, encoding="utf-8")
-        for name, part in rows.items():
-            ids, lengths = encoder.encode(part.texts[column], progress)
-            indexed.write(folder / names[name], ids, lengths, encoder.dictionary_size)
-    if task.train:
-        _write_labels(task, rows, out / "label")
-
-
-def _present(task: Task, root: Path) -> list[Split]:
-    """The splits to read: all labelled ones, and the test files that are there."""
-    return [split for split in task.splits if split.labelled or reader.has_split(task, split, root)] or [*task.test]
-
-
-def _read_rows(task: Task, root: Path, on_bad_row: str, raw: dict[str, str] | None = None) -> dict[str, Rows]:
-    """Rows by split name. A malformed test row always stops: predictions are submitted by row number.
-
-    Args:
-        raw: digests that the files must have, by split name.
-    """
-    rows = {
-        split.name: reader.read_split(task, split, root, on_bad_row if split.labelled else "stop")
-        for split in _present(task, root)
-    }
-    for name, part in rows.items():
-        digests.check(Path(part.path), part.sha256, root, root / task.directory)
-        if raw and raw[name] != part.sha256:
-            raise UserError(f"{part.path} was written to while it was read; run again")
-    return rows
-
-
-def _binarize_with_progress(task: Task, rows: dict[str, Rows], encoder: Tokenizer, out: Path) -> None:
-    from lightning_glue.console import progress_bar
-
-    total = sum(len(part) for part in rows.values()) * task.num_texts
-    with progress_bar(f"tokenize {task.name}", total, "sentences") as advance:
-        binarize(task, rows, encoder, out, advance)
-
-
-def _raw_digests(task: Task, root: Path) -> dict[str, str]:
-    """sha256 of the raw files by split name.
-
-    Raises:
-        UserError: a file cannot be read, or one of the cache is not as it was put there.
-    """
-    found: dict[str, str] = {}
-    for split in task.splits:
-        path = root / task.directory / split.file_name
-        try:
-            digest = digests.known_sha256(path) if reader.has_split(task, split, root) else None
-        except OSError as error:
-            raise UserError(f"cannot read {path}: {error.strerror}") from None
-        digests.check(path, digest, root, root / task.directory)
-        if digest:
-            found[split.name] = digest
-    return found
-
-
-def _cache_key(task: Task, raw: dict[str, str], encoder: Tokenizer, on_bad_row: str) -> str:
-    """sha256 over the raw files, the tokenizer and the code that turns one into the other."""
-    digest = hashlib.sha256(f"{task.name} {on_bad_row} {encoder.digest}".encode())
-    for source in _SOURCES:
-        digest.update((Path(__file__).parent / source).read_bytes())
-    for name, sha256 in raw.items():
-        digest.update(name.encode() + bytes.fromhex(sha256))
-    return digest.hexdigest()
-
-
-def _fill(entry: Path, task: Task, rows: dict[str, Rows], encoder: Tokenizer) -> None:
-    infos = {
-        name: asdict(SplitInfo(str(part.path), part.sha256, len(part), part.dropped, part.skipped))
-        for name, part in rows.items()
-    }
-    with new_folder(entry, recorded=True) as folder:
-        _binarize_with_progress(task, rows, encoder, folder / "bin")
-        index = {name: part.index for name, part in rows.items() if part.index is not None}
-        (folder / "index.json").write_text(json.dumps(index), encoding="utf-8")
-        (folder / _MANIFEST).write_text(json.dumps(infos, indent=1))
-
-
-def prepare(task: Task, root: Path, encoder: Tokenizer, cache: Path, on_bad_row: str = "stop") -> Prepared:
-    """Return the preprocessed task from ``cache``, made first if its content is new. Safe under concurrent calls.
-
-    An entry of which anything is not as it was made is made again, with a warning.
-    """
-    for split in task.splits:
-        if (split.labelled or not task.train) and not reader.has_split(task, split, root):
-            reader.read_split(task, split, root)  # raises the error that names the file
-    raw = _raw_digests(task, root)
-    entry = cache / "arrays" / f"{task.name}-{_cache_key(task, raw, encoder, on_bad_row)[:24]}"
-    if digests.fault(entry) or leftovers(entry):
-        with locked(entry):
-            sweep(entry)
-            if fault := digests.fault(entry):
-                rows = _read_rows(task, root, on_bad_row, raw)
-                if os.path.lexists(entry):
-                    log.warning("cache: %s %s; made again from the raw files", entry, fault)
-                    discard(entry)
-                _fill(entry, task, rows, encoder)
-    splits = {name: SplitInfo(**info) for name, info in json.loads((entry / _MANIFEST).read_text()).items()}
-    return Prepared(entry / "bin", splits)
-
-
-def read_label_symbols(directory: Path) -> list[str]:
-    """Symbols of ``label/dict.txt`` in fairseq's order, padding words left out: the map from its ids to labels."""
-    symbols, _ = tokenizer.read_dictionary(directory / "label" / "dict.txt")
-    return [symbol for symbol in symbols if not symbol.startswith("madeupword")]
+from lightning_glue.errors import UserError, suggest
+from lightning_glue.tasks import TASKS, get_task
+from lightning_glue.utils.console import Parser, run_main
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -234,17 +33,17 @@ def main() -> None:
         raise UserError(f"unknown task {args.task!r}{suggest(args.task, [*TASKS, 'ALL'])}")
     if args.task == "ALL" and args.out:
         raise UserError("--out names one folder, but --task ALL writes one for each task; leave --out away")
-    from lightning_glue import sources
-    from lightning_glue.pretrained import load_tokenizer
+    from lightning_glue.data import sources
+    from lightning_glue.data.binarize import write_layout
+    from lightning_glue.data.tokenizer import load_tokenizer
 
     encoder = load_tokenizer(args.tokenizer, args.bpe_dir)
     for task in TASKS.values() if args.task == "ALL" else [get_task(args.task)]:
         out = args.out or Path(f"{task.name}-bin")
         if out.exists():
             raise UserError(f"{out} exists already; remove it or choose another --out")
-        rows = _read_rows(task, sources.glue_directory(task, args.data, args.glue_dir), args.on_bad_row)
-        with new_folder(out) as folder:
-            _binarize_with_progress(task, rows, encoder, folder)
+        root = sources.glue_directory(task, args.data, args.glue_dir)
+        rows = write_layout(task, root, encoder, out, args.on_bad_row)
         counts = ", ".join(f"{name} {len(part)}" for name, part in rows.items())
         lost = sum(part.dropped + part.skipped for part in rows.values())
         print(f"{out}: {counts} rows" + (f" (malformed rows left out: {lost})" if lost else ""))

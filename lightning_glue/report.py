@@ -3,56 +3,15 @@
 from __future__ import annotations
 
 import argparse
-import html
-import json
-import statistics
 import sys
-from collections import Counter, defaultdict
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-from lightning_glue import registry
-from lightning_glue.atomic import make_folder, new_file
-from lightning_glue.console import Parser
-from lightning_glue.errors import UserError, first_line, run_main, suggest
-from lightning_glue.registry import difference
-from lightning_glue.store import open_store
+from lightning_glue.errors import UserError
 from lightning_glue.tasks import get_task
-
-if TYPE_CHECKING:
-    from mlflow import MlflowClient
-    from mlflow.entities import Run
-
-# Parameters that do not tell two recipes apart: the seed, and where and how fast a run was made.
-_NOT_RECIPE = ("seed", "tracking.", "task.", "data.glue_dir", "data.bpe_dir", "data.eval_tokens", "trainer.gpus")
-_NOT_RECIPE += ("trainer.procs", "trainer.accumulate", "trainer.log_every", "trainer.predict", "trainer.checkpoint")
-_PAGE = 1000  # runs a request asks for
-_COLUMNS = ("model", "recipe", "metric", "median", "spread", "best", "runs", "device min", "best run")
-_STYLE = "body{font:15px sans-serif;margin:2em}table{border-collapse:collapse}td,th{padding:.3em .8em;text-align:left}"
-_STYLE += "tr:nth-child(even){background:#f2f4f7}th{border-bottom:2px solid #444}"
-
-
-@dataclass(frozen=True)
-class Scored:
-    """A finished run. ``data`` maps a split to its digest; ``minutes`` is wall time times devices."""
-
-    run_id: str
-    link: str
-    task: str
-    params: dict[str, str]
-    data: dict[str, str]
-    score: float
-    minutes: float
-
-
-@dataclass(frozen=True)
-class Section:
-    """The comparable runs of one task, as a table; ``notes`` say what is not in it."""
-
-    title: str
-    rows: list[tuple[str, ...]]
-    notes: list[str]
+from lightning_glue.tracking.client import open_store
+from lightning_glue.tracking.comparison import compare, fetch, markdown, page, show
+from lightning_glue.utils.console import Parser, run_main
+from lightning_glue.utils.files import make_folder, new_file
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -67,160 +26,6 @@ def parse_arguments() -> argparse.Namespace:
     )
     parser.add_argument("--out", metavar="DIR", type=Path, help="write report.md and report.html here")
     return parser.parse_args()
-
-
-def fetch(client: MlflowClient, uri: str, experiment: str | None) -> list[Run]:
-    """Every run of an experiment, or of all; a store that cannot be read raises :class:`UserError`."""
-    from mlflow.exceptions import MlflowException
-
-    try:
-        found = {entry.name: entry.experiment_id for entry in client.search_experiments()}
-        if experiment is not None and experiment not in found:
-            raise UserError(f"no experiment {experiment!r} at {uri}{suggest(experiment, found)}")
-        ids = [found[experiment]] if experiment is not None else list(found.values())
-        runs: list[Run] = []
-        token: str | None = ""
-        while token is not None:
-            page = client.search_runs(ids, max_results=_PAGE, page_token=token or None)
-            runs, token = runs + list(page), page.token or None
-        return runs
-    except (MlflowException, OSError) as error:
-        raise UserError(f"MLflow at {uri} cannot be read: {first_line(error)}") from None
-
-
-def score(run: Run, uri: str) -> Scored | None:
-    """The run's selection metric and cost; None for a run without one."""
-    params, info = run.data.params, run.info
-    if "task.name" not in params:
-        return None
-    value = run.data.metrics.get(f"best/{get_task(params['task.name']).selection_metric}")
-    if value is None or info.end_time is None:
-        return None
-    gpus = params.get("trainer.gpus", "auto")
-    devices = max(int(gpus) if gpus.isdigit() else 1, int(params.get("trainer.procs", "1")))
-    address = f"{uri.rstrip('/')}/#/experiments/{info.experiment_id}/runs/{info.run_id}"
-    link = address if uri.startswith("http") else ""
-    minutes = (info.end_time - info.start_time) / 60000 * devices
-    return Scored(info.run_id, link, params["task.name"], dict(params), registry.digests(run), value, minutes)
-
-
-def recipe_key(run: Scored) -> tuple[tuple[str, str], ...]:
-    return tuple(sorted((key, value) for key, value in run.params.items() if not key.startswith(_NOT_RECIPE)))
-
-
-def recipe_names(keys: list[tuple[tuple[str, str], ...]]) -> list[str]:
-    """Each recipe in words: learning rate, batch, epochs, and whatever else differs between recipes."""
-    usual = {"optimizer.lr": "lr", "data.batch_size": "batch", "trainer.max_epochs": "epochs"}
-    values = defaultdict(set)
-    for key in keys:
-        for name, value in key:
-            values[name].add(value)
-    other = [name for name in sorted(values) if len(values[name]) > 1 and not name.startswith("model.")]
-    names = {**usual, **{name: name for name in other if name not in usual}}
-    return [
-        ", ".join(f"{short} {dict(key)[name]}" for name, short in names.items() if name in dict(key)) for key in keys
-    ]
-
-
-def scored_splits(run: Scored) -> dict[str, str]:
-    """Digests of what a score depends on: training and dev data."""
-    return {name: digest for name, digest in run.data.items() if name == "train" or name.startswith("dev")}
-
-
-def tabulate(runs: list[Scored]) -> list[tuple[str, ...]]:
-    """A row per recipe of comparable runs, the best median first."""
-    groups: dict[tuple[tuple[str, str], ...], list[Scored]] = defaultdict(list)
-    for run in runs:
-        groups[recipe_key(run)].append(run)
-    ordered = sorted(groups, key=lambda key: -statistics.median(run.score for run in groups[key]))
-    rows = []
-    for key, recipe in zip(ordered, recipe_names(ordered)):
-        members = groups[key]
-        scores, best = [run.score for run in members], max(members, key=lambda run: run.score)
-        numbers = (f"{statistics.median(scores):.4f}", f"{min(scores):.4f} to {max(scores):.4f}", f"{best.score:.4f}")
-        cost = f"{sum(run.minutes for run in members):.1f}"
-        metric = get_task(best.task).selection_metric
-        reference = best.link or best.run_id
-        rows.append((best.params["model.name"], recipe, metric, *numbers, str(len(members)), cost, reference))
-    return rows
-
-
-def compare(runs: list[Run], uri: str, *, task: str | None, trials: bool) -> list[Section]:
-    """A section per task and data: scores on different data are never in one table."""
-    chosen = [run for run in runs if trials or "mlflow.parentRunId" not in run.data.tags]
-    chosen = [run for run in chosen if "tune.trials" not in run.data.params]  # a study; its trials are trainings
-    by_task: dict[str, list[Run]] = defaultdict(list)
-    for run in chosen:
-        name = run.data.params.get("task.name")
-        if name and name == (task or name):
-            by_task[name].append(run)
-    sections = []
-    for name, members in sorted(by_task.items()):
-        finished = [run for run in members if run.info.status == "FINISHED"]
-        left_out = Counter(run.info.status for run in members if run.info.status != "FINISHED")
-        notes = [f"{count} {status} not scored" for status, count in sorted(left_out.items())]
-        datasets: dict[str, list[Scored]] = defaultdict(list)
-        for run in filter(None, (score(run, uri) for run in finished)):
-            datasets[json.dumps(scored_splits(run), sort_keys=True)].append(run)
-        if not datasets:
-            sections.append(Section(name, [], notes or ["no finished run"]))
-        first = next(iter(datasets), "")
-        for number, (digests, scored) in enumerate(datasets.items(), 1):
-            apart = "" if digests == first else difference(json.loads(first), json.loads(digests))
-            more = [f"not comparable with {name}, data 1: {apart}"] if apart else notes
-            title = name if len(datasets) == 1 else f"{name}, data {number}"
-            title += " (generated sample)" if scored[0].params.get("data.source") == "sample" else ""
-            sections.append(Section(title, tabulate(scored), more))
-    return sections
-
-
-def markdown(sections: list[Section]) -> str:
-    lines = ["# Runs", "", "Median over seeds of the metric that selects the checkpoint; spread is minimum to maximum."]
-    for section in sections:
-        lines += ["", f"## {section.title}", ""]
-        if section.rows:
-            lines += [f"| {' | '.join(_COLUMNS)} |", "|" + "---|" * len(_COLUMNS)]
-            lines += [f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in row)} |" for row in section.rows]
-        lines += ["", *(f"- {note}" for note in section.notes)] if section.notes else []
-    return "\n".join(lines) + "\n"
-
-
-def page(sections: list[Section]) -> str:
-    """One HTML page that needs nothing else."""
-    parts = [f"<!doctype html><meta charset=utf-8><title>Runs</title><style>{_STYLE}</style><h1>Runs</h1>"]
-    for section in sections:
-        parts.append(f"<h2>{html.escape(section.title)}</h2>")
-        if section.rows:
-            parts.append("<table><tr>" + "".join(f"<th>{column}</th>" for column in _COLUMNS) + "</tr>")
-            parts += ["<tr>" + "".join(f"<td>{_cell(cell)}</td>" for cell in row) + "</tr>" for row in section.rows]
-            parts.append("</table>")
-        parts += [f"<p>{html.escape(note)}</p>" for note in section.notes]
-    return "\n".join(parts) + "\n"
-
-
-def _cell(text: str) -> str:
-    safe = html.escape(text)
-    return f'<a href="{safe}">{html.escape(text.rpartition("/")[2])}</a>' if text.startswith("http") else safe
-
-
-def show(sections: list[Section]) -> None:
-    """Tables on a terminal, Markdown where the output goes elsewhere."""
-    if not sys.stdout.isatty():
-        print(markdown(sections), end="")
-        return
-    from rich.console import Console
-    from rich.markup import escape
-    from rich.table import Table
-
-    console = Console()
-    for section in sections:
-        table = Table(*_COLUMNS, title=escape(section.title), title_justify="left")
-        for row in section.rows:
-            table.add_row(*map(escape, row))
-        if section.rows:
-            console.print(table)
-        for note in section.notes:
-            console.print(escape(f"{section.title}: {note}"))
 
 
 def main() -> None:

@@ -1,52 +1,27 @@
-"""Serve the runs: ``python -m lightning_glue.server``; with ``--db`` for a team, with users and passwords.
-
-Everything is MLflow's own server; this module checks what it is given before MLflow answers with a traceback, and keeps
-passwords out of command lines.
-"""
+"""Serve the runs: ``python -m lightning_glue.server``; with ``--db`` for a team, with users and passwords."""
 
 from __future__ import annotations
 
 import argparse
-import ipaddress
 import os
-import secrets
 import signal
-import socket
-import subprocess
 import sys
-import tempfile
-from contextlib import suppress
-from pathlib import Path
-from types import FrameType
 
-from lightning_glue import processes
-from lightning_glue.addresses import hide_secrets
-from lightning_glue.console import Parser
-from lightning_glue.errors import UserError, first_line, run_main
-
-_PASSWORD = "MLFLOW_AUTH_ADMIN_PASSWORD"
-_LOCAL_DB, _ARTIFACTS = "sqlite:///mlflow.db", "mlruns"
-_REMOTE = {"s3": "boto3", "gs": "google.cloud.storage", "abfss": "azure.storage.filedatalake"}  # what each scheme needs
-# Users of a team go on with each other's experiments; MANAGE, to delete or to grant, stays with the owner.
-_AUTH = """[mlflow]
-default_permission = EDIT
-database_uri = {database}
-admin_username = admin
-authorization_function = mlflow.server.auth:authenticate_request_basic_auth
-auth_cache_ttl_seconds = 60
-"""
+from lightning_glue.errors import UserError
+from lightning_glue.tracking.server import ARTIFACTS, LOCAL_DB, PASSWORD, serve
+from lightning_glue.utils.console import Parser, run_main
 
 
 def parse_arguments() -> argparse.Namespace:
     parser = Parser(
         prog="python -m lightning_glue.server",
         description="Serve runs and models over HTTP with MLflow's own server.",
-        epilog=f"With --db every request needs a user: admin, with the password in {_PASSWORD}, adds the others.",
+        epilog=f"With --db every request needs a user: admin, with the password in {PASSWORD}, adds the others.",
     )
     parser.add_argument("--db", metavar="URL", default=os.environ.get("MLFLOW_BACKEND_STORE_URI"),
                         help="postgresql://user:password@host/name, better given as MLFLOW_BACKEND_STORE_URI, which "
-                        f"nobody else sees (default: {_LOCAL_DB})")  # fmt: skip
-    parser.add_argument("--artifacts", metavar="PLACE", default=_ARTIFACTS, help="folder or s3://bucket/path, which "
+                        f"nobody else sees (default: {LOCAL_DB})")  # fmt: skip
+    parser.add_argument("--artifacts", metavar="PLACE", default=ARTIFACTS, help="folder or s3://bucket/path, which "
                         "clients reach through the server (default: %(default)s)")  # fmt: skip
     parser.add_argument("--host", default="127.0.0.1", help="address to listen on (default: %(default)s)")
     parser.add_argument("--port", type=int, default=5000, help="default: %(default)s")
@@ -59,131 +34,6 @@ def parse_arguments() -> argparse.Namespace:
     if args.workers < 1:
         raise UserError(f"--workers {args.workers}; expected at least 1")
     return args
-
-
-def with_driver(url: str) -> str:
-    """The database URL with the installed driver: SQLAlchemy takes plain ``postgresql://`` for psycopg2."""
-    scheme, separator, rest = url.partition("://")
-    return f"postgresql+psycopg{separator}{rest}" if scheme in ("postgres", "postgresql") else url
-
-
-def check_database(url: str) -> None:
-    """Raise UserError where the database does not answer; the message shows no password."""
-    import sqlalchemy
-
-    shown = hide_secrets(url)
-    try:
-        with sqlalchemy.create_engine(url).connect():
-            return
-    except sqlalchemy.exc.ArgumentError:
-        raise UserError("--db is no database URL; expected postgresql://user:password@host/name") from None
-    except ImportError as error:
-        raise UserError(
-            f"--db {shown} needs a package: {first_line(error)}; pip install 'lightning-glue[server]'"
-        ) from None
-    except sqlalchemy.exc.SQLAlchemyError as error:
-        raise UserError(f"--db {shown} cannot be reached: {first_line(error)}") from None
-
-
-def check_address(host: str, port: int) -> None:
-    with socket.socket() as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind((host, port))
-        except (OSError, OverflowError) as error:
-            why = getattr(error, "strerror", None) or error
-            raise UserError(f"{host}:{port} cannot be used ({why}); choose another --port") from None
-
-
-def check_access(host: str, db: str | None, without_users: bool) -> None:
-    """Raise UserError where others than this machine would reach a server that asks nobody for a password."""
-    if db or without_users or _is_loopback(host):
-        return
-    raise UserError(
-        f"--host {host} lets everybody in who can reach this machine, with no password; give --db for a server with "
-        "users, or --without-users where that is meant"
-    )
-
-
-def _is_loopback(host: str) -> bool:
-    """Whether only this machine reaches a server on ``host``; a name is as good as every address it stands for."""
-    try:
-        found = {str(entry[4][0]).partition("%")[0] for entry in socket.getaddrinfo(host, None)}
-    except OSError:
-        return False
-    return bool(found) and all(ipaddress.ip_address(address).is_loopback for address in found)
-
-
-def check_artifacts(place: str) -> None:
-    import importlib.util
-
-    scheme, separator, _ = place.partition("://")
-    package = _REMOTE.get(scheme) if separator else None
-    if package and importlib.util.find_spec(package.partition(".")[0]) is None:
-        raise UserError(
-            f"--artifacts {hide_secrets(place)} needs the package {package}; pip install 'lightning-glue[server]'"
-        )
-
-
-def allowed_hosts(host: str, names: str) -> str:
-    """Host headers the server answers to: this machine's own names and ``names``, each with any port."""
-    own = {"localhost", "127.0.0.1", host, socket.gethostname(), socket.getfqdn()}
-    known = own | {name.strip() for name in names.split(",")}
-    return ",".join(pattern for name in sorted(known - {"", "0.0.0.0"}) for pattern in (name, f"{name}:*"))
-
-
-def team_environment(url: str, folder: Path) -> dict[str, str]:
-    """Environment of a server with users, who are kept in the same database."""
-    if not os.environ.get(_PASSWORD):
-        raise UserError(f"--db: set {_PASSWORD} to the password of the user admin, 12 characters or more")
-    import importlib.util
-
-    if importlib.util.find_spec("flask_wtf") is None:
-        raise UserError("--db: users need the package Flask-WTF; pip install 'lightning-glue[server]'")
-    config = folder / "auth.ini"
-    config.touch(mode=0o600)
-    config.write_text(_AUTH.format(database=url.replace("%", "%%")))  # configparser reads % as its own
-    return {
-        "MLFLOW_AUTH_CONFIG_PATH": str(config),
-        "MLFLOW_FLASK_SERVER_SECRET_KEY": os.environ.get("MLFLOW_FLASK_SERVER_SECRET_KEY", secrets.token_hex(32)),
-    }
-
-
-def serve(args: argparse.Namespace) -> int:
-    """Run the server until it is stopped; its exit status."""
-    check_access(args.host, args.db, args.without_users)
-    check_address(args.host, args.port)
-    check_artifacts(args.artifacts)
-    url = with_driver(args.db or _LOCAL_DB)
-    check_database(url)
-    ending = [sys.executable, processes.__file__, str(os.getpid())]  # it ends with this process
-    command = [*ending, sys.executable, "-m", "mlflow", "server", "--host", args.host, "--port", str(args.port)]
-    command += ["--workers", str(args.workers), "--allowed-hosts", allowed_hosts(args.host, args.allowed_hosts)]
-    environment = {
-        **os.environ,
-        "MLFLOW_BACKEND_STORE_URI": url,
-        "MLFLOW_ARTIFACTS_DESTINATION": args.artifacts,
-        "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",  # for MLflow's own evaluation jobs; starts in half the time
-    }
-    with tempfile.TemporaryDirectory(prefix="lightning-glue-") as folder:
-        if args.db:
-            environment |= team_environment(url, Path(folder))
-            command += ["--app-name", "basic-auth"]
-        process = subprocess.Popen(command, env=environment, start_new_session=True)
-        stopped: list[int] = []
-
-        def stop(number: int, frame: FrameType | None) -> None:
-            stopped.append(number)
-            process.terminate()
-
-        for number in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(number, stop)
-        print(f"serving {'a team' if args.db else 'this folder'} on http://{args.host}:{args.port}", flush=True)
-        print(f"  train elsewhere with MLFLOW_TRACKING_URI=http://{args.host}:{args.port}", flush=True)
-        status = process.wait()
-        with suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGTERM)  # what it started ends with it, however it ended
-        return status if stopped or status else 1  # MLflow says 0 when its own server was killed
 
 
 def main() -> None:

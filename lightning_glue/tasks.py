@@ -161,3 +161,8 @@ def get_task(name: str) -> Task:
     if name not in TASKS:
         raise UserError(f"unknown task {name!r}{suggest(name, TASKS)}")
     return TASKS[name]
+
+
+def input_columns(task: Task) -> tuple[str, ...]:
+    """The columns of a table of texts for the task, such as MLflow's pyfunc takes."""
+    return ("text", "text_pair")[: task.num_texts]

@@ -9,19 +9,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lightning_glue import config as configuration
-from lightning_glue.build import build
 from lightning_glue.config import Config
-from lightning_glue.console import Parser
-from lightning_glue.errors import Diverged, UserError, run_main
-from lightning_glue.imports import quick_imports
-from lightning_glue.launch import end_with_launcher, is_distributed_child
-from lightning_glue.messages import announce, quiet, report
-from lightning_glue.preemption import end_at_once
-from lightning_glue.run import execute, make_tracker, prepare_process
+from lightning_glue.errors import Diverged, UserError
 from lightning_glue.tasks import TRAINABLE
+from lightning_glue.training.messages import announce, quiet, report
+from lightning_glue.training.preemption import end_at_once
+from lightning_glue.training.run import Caller, Training, train
+from lightning_glue.utils.console import Parser, run_main
+from lightning_glue.utils.launch import end_with_launcher, is_distributed_child
 
 if TYPE_CHECKING:
-    from lightning_glue.resume import Resume
+    from lightning_glue.training.resume import Resume
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -87,41 +85,44 @@ def check_arguments(args: argparse.Namespace, own: dict[str, Any]) -> Config:
     return configuration.unflatten(own | here)
 
 
-def train(config: Config, resume: str | Resume | None = None) -> None:
-    """One training run, from raw files to a tracked, reloadable model.
+class CommandLine(Caller):
+    """Says what is trained and finds the run to go on with.
 
     Args:
-        resume: an interrupted run to continue: its id, its last checkpoint, or ``auto`` for the newest one of this
-            configuration, if there is one.
+        resume: the run to continue: its id, its last checkpoint, or ``auto`` for the newest one of this configuration,
+            if there is one.
     """
-    from lightning_glue.watcher import watch
 
-    leader = not is_distributed_child()
-    if leader:
-        watch()  # it gets ready meanwhile
-    with quick_imports():
-        import pytorch_lightning as pl
+    def __init__(self, resume: str | Resume | None) -> None:
+        self.resume = resume
 
-        from lightning_glue.resume import check_config, check_data, find
+    def find(self, config: Config) -> Resume | None:
+        from lightning_glue.training.resume import check_config, find
 
-    prepare_process(config)
-    pl.seed_everything(config.seed, workers=True, verbose=False)
-    found = find(resume, config) if isinstance(resume, str) else resume
-    if found:
-        check_config(found, config)
-    tracker = make_tracker(config)
-    module, data, start = build(config)
-    if leader:
-        announce(config, data, resume, found)
+        found = find(self.resume, config) if isinstance(self.resume, str) else self.resume
         if found:
-            check_data(found, data.prepared.splits)
-    register = config.tracking.register and config.tracking.checkpoints
+            check_config(found, config)
+        return found
+
+    def built(self, training: Training) -> None:
+        from lightning_glue.training.resume import check_data
+
+        if is_distributed_child():
+            return
+        announce(training.config, training.data, self.resume, training.found)
+        if training.found:
+            check_data(training.found, training.data.prepared.splits)
+
+
+def run(config: Config, resume: str | Resume | None) -> None:
+    """Train, and say what came out."""
+    leader = not is_distributed_child()
     try:
-        best = execute(config, module, data, start, tracker, found, register=register)
+        done = train(config, CommandLine(resume), register=config.tracking.register and config.tracking.checkpoints)
     except Diverged as error:
         sys.exit(f"error: {error}" if leader else 0)
-    if leader:
-        report(config, tracker, best)
+    if leader and done.best:
+        report(config, done.tracker, done.best)
 
 
 def main() -> None:
@@ -131,12 +132,12 @@ def main() -> None:
     config = compose(args)
     if args.resume in (None, "auto"):
         requeued = os.environ.get("SLURM_RESTART_COUNT", "0") != "0"
-        return train(config, "auto" if requeued else args.resume)
-    from lightning_glue.resume import find
+        return run(config, "auto" if requeued else args.resume)
+    from lightning_glue.training.resume import find
 
     quiet()
     found = find(args.resume, config)
-    train(check_arguments(args, found.record["config"]), found)
+    run(check_arguments(args, found.record["config"]), found)
 
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from lightning_glue.trial import Outcome
+from lightning_glue.execution.job import Outcome
 
 
 def objective(job: Any, report: Callable[[int, float], bool], tell_run: Callable[[str], None]) -> Outcome:

@@ -67,7 +67,7 @@ def real_glue(request: pytest.FixtureRequest) -> Path:
 @pytest.fixture(scope="session")
 def glue_dir(request: pytest.FixtureRequest, cache: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Real GLUE files, or generated ones."""
-    from lightning_glue import sample
+    from lightning_glue.data import sample
 
     return request.config.real_glue or sample.generate(tmp_path_factory.mktemp("glue") / "sample")
 

@@ -7,12 +7,13 @@ from pathlib import Path
 
 import optuna
 
-from lightning_glue.controller import Controller, Running
-from lightning_glue.sampling import make_sampler
-from lightning_glue.storage import open_storage
-from lightning_glue.study import SharedStudy
-from lightning_glue.trial import Job
-from lightning_glue.workers import places
+from lightning_glue.execution.job import Job
+from lightning_glue.execution.local import groups
+from lightning_glue.execution.place import places
+from lightning_glue.tuning.controller import Controller, Running, study_folder
+from lightning_glue.tuning.storage import open_storage
+from lightning_glue.tuning.strategy import make_sampler
+from lightning_glue.tuning.study import SharedStudy
 
 HEARTBEAT = 3.0  # seconds; a busy machine must not take a controller for dead
 
@@ -56,7 +57,8 @@ def make_job(running: Running, seed: int, checkpoints: Path) -> Job:
 
 def control(study: SharedStudy, objective: str, *, seeds: int = 1, workers: int = 1, procs: int = 1) -> Controller:
     where = places(workers=workers, gpus=0, gpus_per_trial=1, trials_per_gpu=1, procs=procs)
-    return Controller(study, SPACE, make_job, where, Silent(), objective=f"cheap:{objective}", seeds=seeds)
+    executors = groups(where, f"cheap:{objective}", study_folder(study.name, study.id))
+    return Controller(study, SPACE, make_job, executors, Silent(), seeds=seeds)
 
 
 if __name__ == "__main__":

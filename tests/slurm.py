@@ -14,7 +14,7 @@ from pathlib import Path
 
 from servers import free_port
 
-from lightning_glue import processes
+from lightning_glue.utils import processes
 
 DAEMONS = ("munged", "slurmctld", "slurmd")
 NODES = ("n1", "n2")

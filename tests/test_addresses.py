@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lightning_glue.addresses import hide_secrets
+from lightning_glue.utils.redact import hide_secrets
 
 
 @pytest.mark.parametrize(

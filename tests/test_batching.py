@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lightning_glue.batching import EvalSampler, TrainSampler, train_batches
+from lightning_glue.data.batching import EvalSampler, TrainSampler, train_batches
 from lightning_glue.errors import UserError
 
 lengths_of = st.lists(st.integers(1, 60), min_size=1, max_size=120).map(np.array)

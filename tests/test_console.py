@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from lightning_glue.console import program
-from lightning_glue.messages import compare_command
+from lightning_glue.training.messages import compare_command
+from lightning_glue.utils.console import program
 
 
 @pytest.fixture

@@ -12,19 +12,20 @@ from fairseq.tasks.sentence_prediction import SentencePredictionConfig, Sentence
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lightning_glue import preprocess, pretrained, sources
-from lightning_glue.batching import EvalSampler, MicroBatch
-from lightning_glue.data import GlueDataModule, join_parts, load_split
-from lightning_glue.preprocess import Prepared
+from lightning_glue.data import binarize, sources
+from lightning_glue.data.batching import EvalSampler, MicroBatch
+from lightning_glue.data.binarize import Prepared
+from lightning_glue.data.datamodule import GlueDataModule, join_parts, load_split
+from lightning_glue.data.tokenizer import EOS, PAD
+from lightning_glue.model import pretrained
 from lightning_glue.tasks import TASKS
-from lightning_glue.tokenizer import EOS, PAD
 
 
 @pytest.fixture(scope="session")
 def prepared(cache: Path, bpe_dir: Path) -> dict[str, Prepared]:
     encoder = pretrained.load_tokenizer("gpt2", str(bpe_dir))
     return {
-        name: preprocess.prepare(TASKS[name], sources.glue_directory(TASKS[name], "sample", None), encoder, cache)
+        name: binarize.prepare(TASKS[name], sources.glue_directory(TASKS[name], "sample", None), encoder, cache)
         for name in ("RTE", "SST-2", "STS-B", "MNLI", "QQP")
     }
 
@@ -48,7 +49,7 @@ def fairseq_dataset(name: str, directory: Path, split: str):
 def test_tokens_and_targets_are_those_of_fairseqs_task(name: str, prepared: dict[str, Prepared]) -> None:
     task, directory = TASKS[name], prepared[name].directory
     for split in (task.train, *task.dev):
-        fairseq_task, theirs = fairseq_dataset(name, directory, preprocess.fairseq_names(task)[split.name])
+        fairseq_task, theirs = fairseq_dataset(name, directory, binarize.fairseq_names(task)[split.name])
         ours = load_split(task, split, directory, 512)
         assert len(ours) == len(theirs)
         rows = np.arange(0, len(ours), 7)

@@ -25,13 +25,14 @@ from hypothesis import strategies as st
 from mlflow.exceptions import MlflowException
 from servers import MlflowServer, Proxy, free_port
 
-from lightning_glue.delivery import Courier, Undelivered, checkpoint_name, is_hopeless
 from lightning_glue.errors import UserError
-from lightning_glue.journal import Journal, Record, State, now
-from lightning_glue.mirror import MANIFEST, is_refusal, newest_copy
-from lightning_glue.paths import artifact_path, artifact_uri, local_folder
-from lightning_glue.store import Unusable, connect
-from lightning_glue.uploads import REFUSED_TAG
+from lightning_glue.tracking.client import Unusable, connect
+from lightning_glue.tracking.courier import Courier, is_hopeless
+from lightning_glue.tracking.journal import Journal, Record, now
+from lightning_glue.tracking.mirror import MANIFEST, is_refusal, newest_copy
+from lightning_glue.tracking.state import State
+from lightning_glue.tracking.uploads import REFUSED_TAG, Undelivered
+from lightning_glue.utils.paths import artifact_path, artifact_uri, checkpoint_name, local_folder
 
 FINISHED = {"status": ["FINISHED", 1_800_000_000_000]}
 LAST, BEST = "checkpoints/last.ckpt", "checkpoints/best.ckpt"
@@ -405,7 +406,7 @@ def test_only_a_users_mistake_is_final(error: Exception, hopeless: bool) -> None
 
 
 def test_a_database_that_is_busy_at_the_start_is_waited_for(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("lightning_glue.store._BUSY_SECONDS", 0.1)
+    monkeypatch.setattr("lightning_glue.tracking.client._BUSY_SECONDS", 0.1)
     journal = begin()
     courier = Courier(journal.folder)
     with closing(sqlite3.connect("mlflow.db", isolation_level=None)) as writer:

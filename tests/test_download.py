@@ -20,9 +20,9 @@ from pathlib import Path
 
 import pytest
 
-from lightning_glue.atomic import locked, new_folder
-from lightning_glue.download import download, extract_tar, extract_zip
+from lightning_glue.data.download import download, extract_tar, extract_zip
 from lightning_glue.errors import UserError
+from lightning_glue.utils.files import locked, new_folder
 
 BODY = bytes(range(256)) * 1200  # 300 kB
 SHA256 = hashlib.sha256(BODY).hexdigest()

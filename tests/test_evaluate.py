@@ -16,13 +16,18 @@ import pytorch_lightning as pl
 import torch
 from conftest import ROOT, run
 
-from lightning_glue import config, evaluate, predict, preprocess, pretrained, sources
-from lightning_glue.build import build
-from lightning_glue.checkpoint import FineTuned, load_fine_tuned
+from lightning_glue import config
+from lightning_glue.data import binarize, sources
 from lightning_glue.errors import UserError
-from lightning_glue.export import export, settings
-from lightning_glue.model import build_model, task_loss
+from lightning_glue.export.fairseq import export
+from lightning_glue.inference import predict
+from lightning_glue.inference.finetuned import FineTuned, load_fine_tuned
+from lightning_glue.model import pretrained
+from lightning_glue.model.roberta import build_model, task_loss
 from lightning_glue.tasks import TASKS
+from lightning_glue.training import evaluation
+from lightning_glue.training.build import build
+from lightning_glue.training.run import settings
 
 
 def export_random(name: str, bpe_dir: Path, cache: Path, out: Path) -> Path:
@@ -30,9 +35,9 @@ def export_random(name: str, bpe_dir: Path, cache: Path, out: Path) -> Path:
     task = TASKS[name]
     architecture = config.compose(model="tiny").model.architecture
     start = pretrained.load_pretrained("random", "gpt2", str(bpe_dir), architecture)
-    prepared = preprocess.prepare(task, sources.glue_directory(task, "sample", None), start.tokenizer, cache)
+    prepared = binarize.prepare(task, sources.glue_directory(task, "sample", None), start.tokenizer, cache)
     pl.seed_everything(0, verbose=False)
-    symbols = [] if task.is_regression else preprocess.read_label_symbols(prepared.directory)
+    symbols = [] if task.is_regression else binarize.read_label_symbols(prepared.directory)
     return export(build_model(start, task.num_outputs, {}), task, start.tokenizer, symbols, 0, out)
 
 
@@ -120,11 +125,11 @@ def test_the_printed_command_gives_the_trainings_scores(case: str, cache: Path, 
 
 
 def test_only_ax_is_scored_with_another_tasks_model() -> None:
-    assert evaluate.evaluated_task("AX", TASKS["MNLI"]) is TASKS["AX"]
-    assert evaluate.evaluated_task(None, TASKS["CoLA"]) is evaluate.evaluated_task("CoLA", TASKS["CoLA"])
+    assert evaluation.evaluated_task("AX", TASKS["MNLI"]) is TASKS["AX"]
+    assert evaluation.evaluated_task(None, TASKS["CoLA"]) is evaluation.evaluated_task("CoLA", TASKS["CoLA"])
     for own, other in (("SST-2", "CoLA"), ("MRPC", "QQP"), ("QNLI", "RTE"), ("WNLI", "RTE"), ("RTE", "AX")):
         with pytest.raises(UserError, match=f"was trained on {own} and cannot be evaluated on {other}"):
-            evaluate.evaluated_task(other, TASKS[own])
+            evaluation.evaluated_task(other, TASKS[own])
 
 
 def composed(task: str, *overrides: str) -> config.Config:
@@ -145,17 +150,17 @@ def exported(cache: Path, bpe_dir: Path, tmp_path: Path) -> FineTuned:
         "trainer.precision=bf16-mixed",
     )
     module, data, start = build(chosen)
-    symbols = preprocess.read_label_symbols(data.prepared.directory)
+    symbols = binarize.read_label_symbols(data.prepared.directory)
     export(module.model, module.task, start.tokenizer, symbols, 0, tmp_path / "model", settings(chosen, data))
-    return load_fine_tuned(str(tmp_path / "model"), None)
+    return load_fine_tuned(tmp_path / "model")
 
 
 def test_predictions_are_those_of_the_evaluation(exported: FineTuned, tmp_path: Path) -> None:
     task = exported.task
-    chosen, note = evaluate.with_own_settings(composed("RTE"), task, exported.settings, set())
-    data = evaluate.make_data(chosen, task, exported)
+    chosen, note = evaluation.with_own_settings(composed("RTE"), task, exported.settings, set())
+    data = evaluation.make_data(chosen, task, exported)
     assert (note, chosen.trainer.precision, data.max_tokens) == ("", "bf16-mixed", 700)
-    values = evaluate.evaluate(chosen, exported, data)
+    values = evaluation.evaluate(chosen, exported, data)
     dev = data.splits["dev"]
     assert (len(dev), dev.lengths.max()) == (12, 700)
     outputs = predict.predict(exported.model, dev, data.eval_tokens, chosen.trainer.precision)
@@ -163,23 +168,25 @@ def test_predictions_are_those_of_the_evaluation(exported: FineTuned, tmp_path: 
     loss = task_loss(outputs.double(), targets).double().mean()
     assert float(loss.float()) == values["dev/loss"]  # to the last digit
     assert not torch.equal(outputs, predict.predict(exported.model, dev, data.eval_tokens, "32-true"))
-    evaluate.predict(chosen, exported, data, tmp_path)
+    evaluation.predict(chosen, exported, data, tmp_path)
     written = (tmp_path / "RTE.tsv").read_text().splitlines()[1:]
     assert [line.split("\t")[1] for line in written] == [task.labels[i] for i in outputs.argmax(-1)]
 
 
 def test_files_that_are_not_the_runs_are_said(exported: FineTuned, tmp_path: Path) -> None:
-    data = evaluate.make_data(
-        evaluate.with_own_settings(composed("RTE"), exported.task, exported.settings, set())[0], exported.task, exported
+    data = evaluation.make_data(
+        evaluation.with_own_settings(composed("RTE"), exported.task, exported.settings, set())[0],
+        exported.task,
+        exported,
     )
     dev = tmp_path / "files" / "RTE" / "dev.tsv"
     data.setup("validate")
-    assert evaluate.other_files(data, exported.settings) == []
-    assert evaluate.other_files(data, {}) == []  # an export of an earlier version says nothing
+    assert evaluation.other_files(data, exported.settings) == []
+    assert evaluation.other_files(data, {}) == []  # an export of an earlier version says nothing
     dev.write_text(dev.read_text().replace("not_entailment", "entailment"))
     data.splits = {}
     data.setup("validate")
-    assert evaluate.other_files(data, exported.settings) == [str(dev)]
+    assert evaluation.other_files(data, exported.settings) == [str(dev)]
 
 
 def test_where_files_are_looked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -192,7 +199,7 @@ def test_where_files_are_looked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         if environment:
             monkeypatch.setenv("GLUE_DIR", environment)
         given = {override.partition("=")[0] for override in overrides}
-        chosen, note = evaluate.with_own_settings(composed("RTE", *overrides), task, settings, given)
+        chosen, note = evaluation.with_own_settings(composed("RTE", *overrides), task, settings, given)
         return chosen.data.glue_dir, note
 
     assert folder({}, here) == (here, "")
@@ -212,16 +219,16 @@ def test_settings_that_are_none_are_named(exported: FineTuned, tmp_path: Path) -
     for key, value in (("data.max_tokens", "many"), ("trainer.precision", "${oc.env:HOME}"), ("data.source", None)):
         torch.save(state | {"glue_settings": {key: value}}, file)
         with pytest.raises(UserError, match=f"checkpoint_best.pt: its 'glue_settings' has {key}="):
-            load_fine_tuned(str(file.parent), None)
+            load_fine_tuned(file.parent)
     with pytest.raises(UserError, match=r"data\.on_bad_row=guess"):
-        evaluate.with_own_settings(composed("RTE"), exported.task, {"data.on_bad_row": "guess"}, set())
+        evaluation.with_own_settings(composed("RTE"), exported.task, {"data.on_bad_row": "guess"}, set())
     torch.save({key: value for key, value in state.items() if key != "glue_settings"}, file)  # an earlier version's
-    older = load_fine_tuned(str(file.parent), None)
+    older = load_fine_tuned(file.parent)
     assert older.settings == {}
     chosen = composed("RTE")
-    same, note = evaluate.with_own_settings(chosen, older.task, {}, set())
+    same, note = evaluation.with_own_settings(chosen, older.task, {}, set())
     assert (config.flatten(same), note) == (config.flatten(chosen), "")
-    assert evaluate.make_data(chosen, older.task, older).max_tokens == 512
+    assert evaluation.make_data(chosen, older.task, older).max_tokens == 512
 
 
 def test_an_unknown_run_is_one_line(cache: Path, tmp_path: Path) -> None:
@@ -280,7 +287,7 @@ def test_names_that_a_store_lists_stay_in_the_download(tmp_path: Path, monkeypat
     """A server that lists names of other places, and sends what it is asked for."""
     from servers import HostileServer
 
-    from lightning_glue.checkpoint import locate
+    from lightning_glue.tracking.artifacts import locate
 
     temporary = tmp_path / "temporary" / "deep"
     temporary.mkdir(parents=True)

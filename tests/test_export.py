@@ -14,14 +14,18 @@ import pytest
 import pytorch_lightning as pl
 import torch
 
-from lightning_glue import config, metrics, predict, preprocess, pretrained, sources
-from lightning_glue.checkpoint import load_fine_tuned
-from lightning_glue.data import TokenizedSplit, load_split
+from lightning_glue import config
+from lightning_glue.data import binarize, sources
+from lightning_glue.data.datamodule import TokenizedSplit, load_split
 from lightning_glue.errors import UserError
-from lightning_glue.export import export, fairseq_labels
-from lightning_glue.model import HEAD, build_model, logits
-from lightning_glue.pretrained import Pretrained
+from lightning_glue.export.fairseq import export, fairseq_labels
+from lightning_glue.inference import predict
+from lightning_glue.inference.finetuned import load_fine_tuned
+from lightning_glue.model import pretrained
+from lightning_glue.model.pretrained import Pretrained
+from lightning_glue.model.roberta import HEAD, build_model, logits
 from lightning_glue.tasks import TASKS, Task
+from lightning_glue.training import metrics
 
 # https://github.com/facebookresearch/fairseq/blob/main/examples/roberta/README.glue.md, without .cuda(); it also
 # prints each prediction, and reads fields as the preprocessing does (stripped).
@@ -73,11 +77,11 @@ def rte(cache: Path, glue_dir: Path, bpe_dir: Path, tmp_path_factory: pytest.Tem
     task = TASKS["RTE"]
     architecture = config.compose(model="tiny").model.architecture
     start = pretrained.load_pretrained("random", "gpt2", str(bpe_dir), architecture)
-    prepared = preprocess.prepare(task, glue_dir, start.tokenizer, cache)
+    prepared = binarize.prepare(task, glue_dir, start.tokenizer, cache)
     dev = load_split(task, task.dev[0], prepared.directory, 512)
     model = undecided(start, task, dev)
     folder = tmp_path_factory.mktemp("tutorial")
-    export(model, task, start.tokenizer, preprocess.read_label_symbols(prepared.directory), 30, folder / "checkpoints")
+    export(model, task, start.tokenizer, binarize.read_label_symbols(prepared.directory), 30, folder / "checkpoints")
     (folder / "RTE-bin").symlink_to(prepared.directory)
     (folder / "glue_data").symlink_to(glue_dir)
     outputs = predict.predict(model, dev, 8192)
@@ -101,8 +105,8 @@ def test_the_tutorials_snippet_gives_our_accuracy(rte: tuple, data: str) -> None
 
 def test_it_loads_again_with_the_labels_in_our_order(rte: tuple, cache: Path, glue_dir: Path) -> None:
     folder, _, _, outputs = rte
-    again = load_fine_tuned(str(folder / "checkpoints"), None)
-    prepared = preprocess.prepare(TASKS["RTE"], glue_dir, again.tokenizer, cache)
+    again = load_fine_tuned(folder / "checkpoints")
+    prepared = binarize.prepare(TASKS["RTE"], glue_dir, again.tokenizer, cache)
     dev = load_split(TASKS["RTE"], TASKS["RTE"].dev[0], prepared.directory, 512)
     torch.testing.assert_close(predict.predict(again.model, dev, 8192), outputs)
 
@@ -158,7 +162,7 @@ def test_an_odd_directory_is_one_line_that_names_it(
     file = tmp_path / "odd" / "checkpoint_best.pt"
     torch.save(change(torch.load(file, weights_only=True)), file)
     with pytest.raises(UserError, match=said) as found:
-        load_fine_tuned(str(file.parent), None)
+        load_fine_tuned(file.parent)
     assert str(file) in str(found.value)
     assert "\n" not in str(found.value)
 
@@ -169,7 +173,7 @@ def test_an_odd_tokenizer_is_one_line_too(name: str, rte: tuple, tmp_path: Path)
     for content in (b"[1]", b"\xff\xfe garbage \x00\n" * 9):
         (tmp_path / "odd" / name).write_bytes(content)
         with pytest.raises(UserError) as found:
-            load_fine_tuned(str(tmp_path / "odd"), None)
+            load_fine_tuned(tmp_path / "odd")
         assert str(tmp_path / "odd") in str(found.value)
 
 
@@ -181,7 +185,7 @@ def test_a_model_in_double_precision_stays_so(bpe_dir: Path, tmp_path: Path) -> 
     for parameter in model.parameters():
         parameter.data += torch.rand_like(parameter) * 1e-3  # digits that float32 has no room for
     export(model, TASKS["CoLA"], start.tokenizer, [], 0, tmp_path)
-    again = load_fine_tuned(str(tmp_path), None).model
+    again = load_fine_tuned(tmp_path).model
     for name, tensor in model.state_dict().items():
         assert torch.equal(tensor, again.state_dict()[name]), name
     from fairseq.models.roberta import RobertaModel
@@ -216,7 +220,7 @@ def test_regression_exports_and_loads_in_fairseq(cache: Path, bpe_dir: Path, tmp
     tokens = roberta.encode("One text.", "Another text.")
     theirs = roberta.predict("sentence_classification_head", tokens, return_logits=True)
     torch.testing.assert_close(theirs, logits(model, tokens[None]))
-    assert load_fine_tuned(str(tmp_path), None).task is task
+    assert load_fine_tuned(tmp_path).task is task
 
 
 def test_labels_unseen_in_training_come_last() -> None:
@@ -228,7 +232,7 @@ def test_predictions_are_leaderboard_files(cache: Path, bpe_dir: Path, tmp_path:
     start = pretrained.load_pretrained("random", "gpt2", str(bpe_dir), architecture)
     for name, files in {"MNLI": ["MNLI-m.tsv", "MNLI-mm.tsv"], "AX": ["AX.tsv"], "STS-B": ["STS-B.tsv"]}.items():
         task = TASKS[name]
-        prepared = preprocess.prepare(task, sources.glue_directory(task, "sample", None), start.tokenizer, cache)
+        prepared = binarize.prepare(task, sources.glue_directory(task, "sample", None), start.tokenizer, cache)
         model = build_model(start, task.num_outputs, {}).eval()
         written = predict.write_submissions(model, task, prepared, tmp_path, eval_tokens=2048, max_tokens=512)
         assert [path.name for path in written] == files

@@ -17,7 +17,7 @@ from conftest import ROOT, run
 from postgres import Postgres
 from servers import MlflowServer
 
-from lightning_glue.journal import Journal, journals
+from lightning_glue.tracking.journal import Journal, journals
 
 KILLS = int(os.environ.get("LIGHTNING_GLUE_KILLS", "3"))  # 20: the full version, about ten minutes
 FLAGS = [

@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from lightning_glue import figures
-from lightning_glue.module import Evaluation
 from lightning_glue.tasks import TASKS
+from lightning_glue.training import figures
+from lightning_glue.training.module import Evaluation
 
 
 def evaluation(name: str, rows: int = 40) -> Evaluation:

@@ -30,20 +30,23 @@ from fairseq.data import Dictionary
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from lightning_glue import digests, indexed, preprocess, pretrained, sources, tokenizer
-from lightning_glue.atomic import locked
-from lightning_glue.checkpoint import load_fine_tuned, model_state
-from lightning_glue.data import load_split
-from lightning_glue.download import extract_tar, extract_zip
+from lightning_glue.data import binarize, mmap_format, sources, tokenizer
+from lightning_glue.data.binarize import prepare
+from lightning_glue.data.datamodule import load_split
+from lightning_glue.data.download import extract_tar, extract_zip
+from lightning_glue.data.tokenizer import Tokenizer
 from lightning_glue.errors import UserError
-from lightning_glue.export import export
-from lightning_glue.model import build_model, fairseq_dictionary
-from lightning_glue.preprocess import prepare
-from lightning_glue.pretrained import Pretrained, load_pretrained, safe_load
-from lightning_glue.resume import read_checkpoint
-from lightning_glue.saving import AtomicCheckpointIO
+from lightning_glue.export.fairseq import export
+from lightning_glue.inference.finetuned import load_fine_tuned
+from lightning_glue.model import pretrained
+from lightning_glue.model.checkpoint_file import model_state, safe_load
+from lightning_glue.model.pretrained import Pretrained, load_pretrained
+from lightning_glue.model.roberta import build_model, fairseq_dictionary
 from lightning_glue.tasks import TASKS
-from lightning_glue.tokenizer import Tokenizer
+from lightning_glue.training.checkpoints import AtomicCheckpointIO
+from lightning_glue.training.resume import read_checkpoint
+from lightning_glue.utils import digests
+from lightning_glue.utils.files import locked
 
 ARCHITECTURE = {
     "encoder_layers": 1,
@@ -438,12 +441,12 @@ def test_a_damaged_export_is_one_line(name: str, bpe: Path, tmp_path: Path) -> N
     encoder = pretrained.load_tokenizer("gpt2", str(bpe))
     model = build_model(Pretrained(ARCHITECTURE, None, encoder, ""), 2, {})
     export(model, TASKS["RTE"], encoder, ["entailment", "not_entailment"], 1, tmp_path)
-    load_fine_tuned(str(tmp_path), None)
+    load_fine_tuned(tmp_path)
     path = tmp_path / name
     content = path.read_bytes()
     for damaged in (b"", content[: len(content) // 2] + b"\xff" + content[len(content) // 2 + 1 :]):
         path.write_bytes(damaged)
-        refused(path, lambda: load_fine_tuned(str(tmp_path), None))
+        refused(path, lambda: load_fine_tuned(tmp_path))
         refused(path, lambda: load_pretrained(str(tmp_path), "gpt2", None, {}))
 
 
@@ -663,11 +666,11 @@ def test_a_cache_that_cannot_be_written_is_read(raw: Path, encoder: Tokenizer, t
 
 
 def test_raw_files_written_to_while_they_are_read(raw: Path, encoder: Tokenizer, tmp_path: Path) -> None:
-    digest = preprocess._raw_digests(RTE, raw)
+    digest = binarize._raw_digests(RTE, raw)
     with open(raw / "RTE" / "dev.tsv", "a") as file:
         file.write("99\tone\ttwo\tentailment\n")
     with pytest.raises(UserError, match=r"dev\.tsv was written to while it was read"):
-        preprocess._read_rows(RTE, raw, "stop", digest)
+        binarize._read_rows(RTE, raw, "stop", digest)
 
 
 @pytest.mark.parametrize(
@@ -687,10 +690,10 @@ def test_a_damaged_folder_of_arrays_is_one_line(damage: str, raw: Path, encoder:
 @given(index=st.binary(max_size=80), data=st.binary(max_size=40), magic=st.booleans())
 @FUZZ
 def test_any_index_is_read_or_refused(index: bytes, data: bytes, magic: bool, tmp_path: Path) -> None:
-    (tmp_path / "x.idx").write_bytes(indexed._MAGIC * magic + index)
+    (tmp_path / "x.idx").write_bytes(mmap_format._MAGIC * magic + index)
     (tmp_path / "x.bin").write_bytes(data)
     try:
-        ids, lengths = indexed.read(tmp_path / "x")
+        ids, lengths = mmap_format.read(tmp_path / "x")
     except UserError:
         return
     assert len(ids) == lengths.sum()
@@ -706,7 +709,7 @@ def test_damaged_raw_files_of_the_cache_are_named(
     flip(path, path.read_bytes().index(b" the ") + 1)
     for read in (
         lambda: prepare(RTE, root, encoder, tmp_path / "cache"),
-        lambda: preprocess._read_rows(RTE, root, "stop"),
+        lambda: binarize._read_rows(RTE, root, "stop"),
     ):
         assert f"delete {root} and run again" in refused(path, read)
     path.unlink()

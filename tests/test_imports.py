@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from lightning_glue.imports import Deferred, deferred
+from lightning_glue.utils.quick_imports import Deferred, deferred
 
 AFTERWARDS = """
 import sys

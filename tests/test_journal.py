@@ -17,9 +17,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from lightning_glue.errors import UserError
-from lightning_glue.journal import (
+from lightning_glue.tracking.journal import (
     Journal,
-    State,
     decode,
     delivered_run,
     encode,
@@ -29,6 +28,7 @@ from lightning_glue.journal import (
     journals,
     try_lock,
 )
+from lightning_glue.tracking.state import State
 
 values = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(max_size=20),

@@ -9,11 +9,11 @@ import sys
 import pytest
 from conftest import ROOT
 
-from lightning_glue import launch as launching
 from lightning_glue.config import compose
 from lightning_glue.errors import UserError
-from lightning_glue.hardware import Devices, check_port, resolve_devices
-from lightning_glue.launch import ALONE, LIGHTNING, SLURM, TORCHRUN, Launch, read_launch, without_launcher
+from lightning_glue.training.devices import Devices, check_port, resolve_devices
+from lightning_glue.utils import launch as launching
+from lightning_glue.utils.launch import ALONE, LIGHTNING, SLURM, TORCHRUN, Launch, read_launch, without_launcher
 
 BATCH = {  # the batch script of a job
     "SLURM_JOB_ID": "4242", "SLURM_JOB_NAME": "train", "SLURM_NODELIST": "n1", "SLURM_NNODES": "1",
@@ -91,7 +91,7 @@ def test_nodes_with_different_numbers_of_tasks_are_one_line() -> None:
 
 def use(monkeypatch: pytest.MonkeyPatch, environment: dict[str, str]) -> None:
     found = read_launch(environment)
-    monkeypatch.setattr("lightning_glue.hardware.launch", lambda: found)
+    monkeypatch.setattr("lightning_glue.training.devices.launch", lambda: found)
 
 
 def devices(procs: int = 1, gpus: str = "0") -> Devices:

@@ -14,9 +14,9 @@ from hypothesis import strategies as st
 from scipy.stats import pearsonr, spearmanr
 from sklearn.metrics import accuracy_score, f1_score, log_loss, matthews_corrcoef, mean_squared_error
 
-from lightning_glue.metrics import SplitOutputs, compute, majority_value, mean_loss
-from lightning_glue.model import task_loss
+from lightning_glue.model.roberta import task_loss
 from lightning_glue.tasks import TASKS, Task
+from lightning_glue.training.metrics import SplitOutputs, compute, majority_value, mean_loss
 
 pytestmark = pytest.mark.filterwarnings("ignore:A single label was found")
 CLASSIFICATION = [name for name, task in TASKS.items() if not task.is_regression]

@@ -20,14 +20,17 @@ import torch
 from fairseq.criterions.sentence_prediction import SentencePredictionConfig, SentencePredictionCriterion
 from torch.utils.data import DataLoader
 
-from lightning_glue import config, pretrained, sources
-from lightning_glue.batching import MicroBatch
-from lightning_glue.build import build
-from lightning_glue.data import TokenizedSplit, load_split
+from lightning_glue import config
+from lightning_glue.data import sources
+from lightning_glue.data.batching import MicroBatch
+from lightning_glue.data.binarize import Prepared, prepare, read_label_symbols
+from lightning_glue.data.datamodule import TokenizedSplit, load_split
 from lightning_glue.errors import UserError
-from lightning_glue.export import export
-from lightning_glue.messages import announce
-from lightning_glue.model import (
+from lightning_glue.export.fairseq import export
+from lightning_glue.model import pretrained
+from lightning_glue.model.checkpoint_file import safe_load
+from lightning_glue.model.pretrained import Pretrained, load_pretrained
+from lightning_glue.model.roberta import (
     HEAD,
     RobertaModel,
     build_model,
@@ -37,10 +40,10 @@ from lightning_glue.model import (
     task_loss,
     token_limit,
 )
-from lightning_glue.module import GlueModule
-from lightning_glue.preprocess import Prepared, prepare, read_label_symbols
-from lightning_glue.pretrained import Pretrained, load_pretrained, safe_load
 from lightning_glue.tasks import TASKS
+from lightning_glue.training.build import build
+from lightning_glue.training.messages import announce
+from lightning_glue.training.module import GlueModule
 
 NO_DROPOUT = {"dropout": 0.0, "attention_dropout": 0.0, "pooler_dropout": 0.0}
 
@@ -144,7 +147,7 @@ def test_twenty_steps_follow_fairseq_hydra_train(
         def on_train_batch_end(self, trainer, module, outputs, batch, batch_idx) -> None:
             ours.append(float(outputs["loss"]))
 
-    module = GlueModule(model, task, settings.optimizer, 1e-3, {})
+    module = GlueModule(model, task, settings.optimizer, 1e-3)
     trainer = pl.Trainer(
         accelerator="cpu",
         devices=1,

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
+from lightning_glue.data.mrpc import convert, is_raw
+from lightning_glue.data.reader import read_split
 from lightning_glue.errors import UserError
-from lightning_glue.mrpc import convert, is_raw
-from lightning_glue.reader import read_split
 from lightning_glue.tasks import TASKS
 
 HEADER = "Quality\t#1 ID\t#2 ID\t#1 String\t#2 String"

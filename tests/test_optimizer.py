@@ -11,9 +11,9 @@ from fairseq.optim.lr_scheduler.polynomial_decay_schedule import PolynomialDecay
 from omegaconf import OmegaConf
 
 from lightning_glue.config import compose
-from lightning_glue.model import RobertaModel, build_model
-from lightning_glue.optimizer import FairseqAdamW, parameter_groups, polynomial_decay
-from lightning_glue.pretrained import Pretrained, load_pretrained
+from lightning_glue.model.pretrained import Pretrained, load_pretrained
+from lightning_glue.model.roberta import RobertaModel, build_model
+from lightning_glue.training.optimizer import FairseqAdamW, parameter_groups, polynomial_decay
 
 
 @pytest.mark.parametrize("scale", [1.0, 1e-6])  # 1e-6: eps outweighs the gradient, where torch's own AdamW differs

@@ -7,10 +7,13 @@ from pathlib import Path
 import pytest
 import torch
 
-from lightning_glue import config, predict, preprocess, pretrained
+from lightning_glue import config
+from lightning_glue.data import binarize
+from lightning_glue.data.binarize import Prepared
 from lightning_glue.errors import UserError
-from lightning_glue.model import build_model
-from lightning_glue.preprocess import Prepared
+from lightning_glue.inference import predict
+from lightning_glue.model import pretrained
+from lightning_glue.model.roberta import build_model
 from lightning_glue.tasks import TASKS
 
 
@@ -27,7 +30,7 @@ def prepare(name: str, indices: list[str], bpe_dir: Path, folder: Path) -> Prepa
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text("".join("\t".join(row) + "\n" for row in [split.columns, *rows]), encoding="utf-8")
     tokenizer = pretrained.load_tokenizer("gpt2", str(bpe_dir))
-    return preprocess.prepare(task, folder / "glue", tokenizer, folder / "cache")
+    return binarize.prepare(task, folder / "glue", tokenizer, folder / "cache")
 
 
 def submit(name: str, prepared: Prepared, bpe_dir: Path, out: Path, **weights: float) -> list[str]:

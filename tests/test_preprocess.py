@@ -12,8 +12,9 @@ from pathlib import Path
 import pytest
 from conftest import run
 
-from lightning_glue import preprocess, pretrained, reader, sources
+from lightning_glue.data import binarize, reader, sources
 from lightning_glue.errors import UserError
+from lightning_glue.model import pretrained
 from lightning_glue.tasks import TASKS
 
 FAIRSEQ = Path(find_spec("fairseq").submodule_search_locations[0])
@@ -76,8 +77,8 @@ def test_special_layouts_equal_those_of_fairseqs_script(task: str, bpe_dir: Path
             lines.insert(9, "a\tb\tc\td\te\t1\ttoo many\n")
         (short / path.name).write_text("".join(lines), encoding="utf-8")
     theirs = contents(run_fairseq_script(tmp_path, short.parent, bpe_dir, task))
-    rows = preprocess._read_rows(TASKS[task], short.parent, "stop")
-    preprocess.binarize(TASKS[task], rows, pretrained.load_tokenizer("gpt2", str(bpe_dir)), tmp_path / "ours")
+    rows = binarize._read_rows(TASKS[task], short.parent, "stop")
+    binarize.binarize(TASKS[task], rows, pretrained.load_tokenizer("gpt2", str(bpe_dir)), tmp_path / "ours")
     assert contents(tmp_path / "ours") == theirs
     assert sum(part.dropped for part in rows.values()) == (4 if task == "QQP" else 0)
 
@@ -106,7 +107,7 @@ def test_fairseq_hydra_train_trains_from_it(glue_dir: Path, bpe_dir: Path, tmp_p
 
 
 def test_label_dictionary_is_by_frequency_and_padded_as_fairseqs() -> None:
-    symbols, counts = preprocess.label_symbols(["b", "a", "c", "c", "b", "a", "c"])
+    symbols, counts = binarize.label_symbols(["b", "a", "c", "c", "b", "a", "c"])
     assert symbols == ["c", "a", "b", "madeupword0000"]
     assert counts == [3, 2, 2, 0]
 
@@ -115,12 +116,12 @@ def test_the_cache_is_keyed_by_content(cache: Path, bpe_dir: Path, tmp_path: Pat
     encoder = pretrained.load_tokenizer("gpt2", str(bpe_dir))
     source = sources.glue_directory(TASKS["WNLI"], "sample", None)
     shutil.copytree(source / "WNLI", tmp_path / "WNLI")
-    first = preprocess.prepare(TASKS["WNLI"], tmp_path, encoder, cache)
-    assert preprocess.prepare(TASKS["WNLI"], tmp_path, encoder, cache) == first
+    first = binarize.prepare(TASKS["WNLI"], tmp_path, encoder, cache)
+    assert binarize.prepare(TASKS["WNLI"], tmp_path, encoder, cache) == first
     assert first.splits["train"].rows == len(reader.read_split(TASKS["WNLI"], TASKS["WNLI"].train, tmp_path))
     with open(tmp_path / "WNLI" / "train.tsv", "a", encoding="utf-8") as file:
         file.write("999\tOne more.\tAnd another.\t1\n")
-    second = preprocess.prepare(TASKS["WNLI"], tmp_path, encoder, cache)
+    second = binarize.prepare(TASKS["WNLI"], tmp_path, encoder, cache)
     assert second.directory != first.directory
     assert second.splits["train"].rows == first.splits["train"].rows + 1
 
@@ -132,13 +133,13 @@ def test_a_malformed_row_stops_or_is_counted(cache: Path, bpe_dir: Path, tmp_pat
     with open(tmp_path / "WNLI" / "dev.tsv", "a", encoding="utf-8") as file:
         file.write("999\tOne.\tTwo.\tmaybe\n")
     with pytest.raises(UserError, match=r"WNLI/dev\.tsv:\d+: label 'maybe'"):
-        preprocess.prepare(TASKS["WNLI"], tmp_path, encoder, cache)
-    kept = preprocess.prepare(TASKS["WNLI"], tmp_path, encoder, cache, "skip")
+        binarize.prepare(TASKS["WNLI"], tmp_path, encoder, cache)
+    kept = binarize.prepare(TASKS["WNLI"], tmp_path, encoder, cache, "skip")
     assert kept.splits["dev"].skipped == 1
     with open(tmp_path / "WNLI" / "test.tsv", "a", encoding="utf-8") as file:
         file.write("999\tOne field too few.\n")
     with pytest.raises(UserError, match=r"WNLI/test\.tsv:\d+: found 2 fields"):  # row numbers are submitted
-        preprocess.prepare(TASKS["WNLI"], tmp_path, encoder, cache, "skip")
+        binarize.prepare(TASKS["WNLI"], tmp_path, encoder, cache, "skip")
 
 
 @pytest.mark.parametrize(

@@ -17,7 +17,7 @@ import pytest
 from conftest import ROOT
 from servers import free_port
 
-from lightning_glue.processes import PARENT, process_identity, process_is_gone
+from lightning_glue.utils.processes import PARENT, process_identity, process_is_gone
 
 IDENTITY = "from lightning_glue.processes import process_identity; print(process_identity(), flush=True); input()"
 
@@ -128,7 +128,7 @@ def test_a_command_that_became_one_gets_sigterm_when_its_parent_dies() -> None:
     orderly += "signal.signal(signal.SIGTERM, lambda *_: (print('in order', flush=True), sys.exit()))\n"
     orderly += "print('there', flush=True)\ntime.sleep(60)\n"
     code = "import os, subprocess, sys, time\n"
-    code += "start = [sys.executable, '-m', 'lightning_glue.processes', str(os.getpid())]\n"
+    code += "start = [sys.executable, '-m', 'lightning_glue.utils.processes', str(os.getpid())]\n"
     code += f"subprocess.Popen([*start, sys.executable, '-c', {orderly!r}])\ntime.sleep(60)\n"
     parent = subprocess.Popen([sys.executable, "-c", code], cwd=ROOT, stdout=subprocess.PIPE, text=True)
     assert parent.stdout.readline() == "there\n"
@@ -153,7 +153,7 @@ def offspring(process: subprocess.Popen[bytes], word: str) -> list[psutil.Proces
             command = " ".join(child.cmdline())
         except psutil.Error:
             continue
-        if word in command and "lightning_glue.watcher" not in command:
+        if word in command and "lightning_glue.tracking.watcher" not in command:
             found.append(child)
     return found
 
@@ -190,7 +190,7 @@ def test_ranks_end_with_torchrun(bpe_dir: Path, cache: Path, tmp_path: Path) -> 
 def test_workers_that_still_import_end_with_the_controller(tmp_path: Path) -> None:
     storage = f"sqlite:///{tmp_path / 'optuna.db'}"
     controller = run_module(tmp_path, "control", storage, "orphans", "4", "objective", CHEAP_SECONDS="30")
-    workers = wait_for(lambda: offspring(controller, "lightning_glue.trial"), controller)
+    workers = wait_for(lambda: offspring(controller, "lightning_glue.execution.worker"), controller)
     controller.kill()
     controller.wait()
     assert all(ended(worker.pid) for worker in workers)

@@ -13,8 +13,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from lightning_glue.data.reader import has_split, read_split
 from lightning_glue.errors import UserError
-from lightning_glue.reader import has_split, read_split
 from lightning_glue.tasks import TASKS, TRAINABLE
 
 OFFICIAL_ROWS = {

@@ -13,7 +13,7 @@ import mlflow
 import pytest
 from conftest import ROOT, run
 
-from lightning_glue import sources
+from lightning_glue.data import sources
 from lightning_glue.tasks import TASKS
 
 DOCUMENTS = [*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md"), *ROOT.glob("benchmarks/*.md")]

@@ -15,8 +15,8 @@ import pytest
 from conftest import ROOT, run
 from mlflow.entities import Dataset, DatasetInput, InputTag
 
-from lightning_glue import registry
 from lightning_glue.errors import UserError
+from lightning_glue.tracking import registry
 
 LOAD = """
 import json, sys

@@ -9,7 +9,7 @@ import pytest
 from conftest import run
 from mlflow.entities import Dataset, DatasetInput, Metric, Param
 
-from lightning_glue import report
+from lightning_glue.tracking import comparison
 
 STORE = "sqlite:///{}/mlflow.db"
 
@@ -68,9 +68,9 @@ def test_trials_are_shown_on_demand(project: tuple[Path, str]) -> None:
 
 
 def test_runs_come_in_pages(project: tuple[Path, str], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(report, "_PAGE", 4)
+    monkeypatch.setattr(comparison, "_PAGE", 4)
     uri = STORE.format(project[0])
-    found = [entry.info.run_id for entry in report.fetch(mlflow.MlflowClient(uri), uri, None)]
+    found = [entry.info.run_id for entry in comparison.fetch(mlflow.MlflowClient(uri), uri, None)]
     assert len(found) == len(set(found)) == 7
 
 

@@ -19,14 +19,15 @@ import torch
 from conftest import ROOT, run
 
 from lightning_glue import config as configuration
-from lightning_glue import monitor, saving
-from lightning_glue import resume as resuming
-from lightning_glue import run as running
 from lightning_glue import train as training
 from lightning_glue.errors import UserError
-from lightning_glue.journal import State, journals
-from lightning_glue.module import GlueModule
-from lightning_glue.tracking import MLflowTracker
+from lightning_glue.tracking.journal import journals
+from lightning_glue.tracking.logger import MLflowTracker
+from lightning_glue.tracking.state import State
+from lightning_glue.training import callbacks, checkpoints
+from lightning_glue.training import resume as resuming
+from lightning_glue.training import run as running
+from lightning_glue.training.module import GlueModule
 
 EXACT = ("loss", "lr", "grad_norm", "padding_ratio")
 OVERRIDES = [
@@ -453,10 +454,10 @@ def test_kills_around_every_evaluation_leave_each_kept_checkpoint_right(
     def scripted(trainer: object, module: object) -> dict[str, float]:
         return {"dev/accuracy": values[trainer.global_step]}
 
-    monkeypatch.setattr(monitor, "dev_metrics", scripted)
-    monkeypatch.setattr(saving, "dev_metrics", scripted)
+    monkeypatch.setattr(callbacks, "dev_metrics", scripted)
+    monkeypatch.setattr(checkpoints, "dev_metrics", scripted)
 
-    def checkpoints(folder: Path) -> dict[str, tuple[int, str]]:
+    def saved(folder: Path) -> dict[str, tuple[int, str]]:
         found = {}
         for path in last_checkpoint(folder).parent.glob("*.ckpt"):
             state = torch.load(path, weights_only=True)
@@ -468,37 +469,39 @@ def test_kills_around_every_evaluation_leave_each_kept_checkpoint_right(
         (tmp_path / each).mkdir()
     assert not killed(lambda: start(tmp_path / "whole", *overrides))
     kills = 0
-    original = saving.Checkpoints.save_last
+    original = checkpoints.Checkpoints.save_last
     for place in [*("before", "after")] * len(values):
 
-        def save_last(self: saving.Checkpoints, trainer: object, place: str = place) -> None:
+        def save_last(self: checkpoints.Checkpoints, trainer: object, place: str = place) -> None:
             if place == "after":
                 original(self, trainer)
             os.kill(os.getpid(), signal.SIGKILL)
 
         with monkeypatch.context() as patch:
-            patch.setattr(saving.Checkpoints, "save_last", save_last)
+            patch.setattr(checkpoints.Checkpoints, "save_last", save_last)
             kills += killed(lambda: start(tmp_path / "run", *overrides, resume="auto"))
     assert kills == 2 * len(values)
     assert not killed(lambda: start(tmp_path / "run", *overrides, resume="auto"))
-    assert {name: step for name, (step, _) in checkpoints(tmp_path / "whole").items()} == {
+    assert {name: step for name, (step, _) in saved(tmp_path / "whole").items()} == {
         "best.ckpt": 10,
         "step-4.ckpt": 4,
         "last.ckpt": 10,
     }
-    assert checkpoints(tmp_path / "run") == checkpoints(tmp_path / "whole")
+    assert saved(tmp_path / "run") == saved(tmp_path / "whole")
 
 
 def test_a_checkpoint_is_saved_every_few_minutes(
     start: Callable[..., None], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     minutes = iter(range(10**6))
-    monkeypatch.setattr(saving, "time", SimpleNamespace(monotonic=lambda: 60 * next(minutes)))  # one with every look
+    monkeypatch.setattr(
+        checkpoints, "time", SimpleNamespace(monotonic=lambda: 60 * next(minutes))
+    )  # one with every look
     overrides = ["trainer.max_epochs=1", "trainer.val_check_interval=1.0", "trainer.checkpoint_every_minutes=4"]
     saved: list[int] = []
-    original = saving.Checkpoints.save_last
+    original = checkpoints.Checkpoints.save_last
     monkeypatch.setattr(
-        saving.Checkpoints,
+        checkpoints.Checkpoints,
         "save_last",
         lambda self, trainer: (saved.append(trainer.global_step), original(self, trainer)),
     )
@@ -548,7 +551,7 @@ def test_a_manifest_writes_and_reads_nothing_but_checkpoints(
     (tmp_path / "outside").mkdir()
     content, name = b"owned", name.format(outside=tmp_path / "outside")
     run_id = stored_run(store, {"stored.ckpt": content, "manifest.json": manifest_of(name, content, file)})
-    with pytest.raises(UserError, match="is no checkpoint's name"):
+    with pytest.raises(UserError, match="names no checkpoint of a run"):
         resuming.find(run_id, small())
     assert not list((tmp_path / "outside").iterdir())
     assert not list(Path("mlruns/.journal/.scratch").glob("*-*"))
@@ -564,7 +567,7 @@ def test_a_damaged_manifest_is_one_line(manifest: bytes, store: mlflow.MlflowCli
 def test_a_run_from_elsewhere_is_resumed_under_its_own_id_and_leaves_nothing(store: mlflow.MlflowClient) -> None:
     """It began while the server was away: its checkpoints know the id of its journal alone."""
     record = {"run_id": "f" * 32, "config": {}}
-    torch.save({saving.RECORD: record, saving.POSITION: [1, 4], "state_dict": {}}, "x.ckpt")
+    torch.save({checkpoints.RECORD: record, checkpoints.POSITION: [1, 4], "state_dict": {}}, "x.ckpt")
     content = Path("x.ckpt").read_bytes()
     files = {"stored.ckpt": content, "manifest.json": manifest_of("checkpoints/last.ckpt", content)}
     run_id = stored_run(store, files)

@@ -11,9 +11,9 @@ from pathlib import Path
 
 import pytest
 
+from lightning_glue.data.reader import Rows, read_split
+from lightning_glue.data.sample import SAMPLE_VERSION, generate
 from lightning_glue.errors import UserError
-from lightning_glue.reader import Rows, read_split
-from lightning_glue.sample import SAMPLE_VERSION, generate
 from lightning_glue.tasks import TASKS, TRAINABLE
 
 # Raise SAMPLE_VERSION together with this digest: caches are named after the version.

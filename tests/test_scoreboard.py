@@ -11,8 +11,8 @@ from optuna.distributions import FloatDistribution
 from optuna.trial import FrozenTrial, TrialState
 from rich.console import Console
 
-from lightning_glue.controller import Running
-from lightning_glue.scoreboard import Scoreboard, seconds_left, short
+from lightning_glue.tuning.controller import Running
+from lightning_glue.tuning.scoreboard import Scoreboard, seconds_left, short
 
 
 def trial(

@@ -21,7 +21,7 @@ from postgres import Postgres
 from servers import free_port
 
 from lightning_glue.errors import UserError
-from lightning_glue.server import allowed_hosts, check_access, with_driver
+from lightning_glue.tracking.server import allowed_hosts, check_access, with_driver
 
 ADMIN, MEMBER = "correct horse battery staple", "a member's long password"
 FLAGS = ["--task", "WNLI", "--model", "tiny", "--data", "sample", "--gpus", "0", "trainer.max_epochs=1"]

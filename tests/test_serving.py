@@ -9,12 +9,13 @@ import pandas as pd
 import pytest
 import torch
 
-from lightning_glue import config, pretrained
+from lightning_glue import config
 from lightning_glue.errors import UserError
-from lightning_glue.export import export
-from lightning_glue.model import build_model, stock_logits, token_limit
-from lightning_glue.registry import describe_model
+from lightning_glue.export.fairseq import export
+from lightning_glue.model import pretrained
+from lightning_glue.model.roberta import build_model, stock_logits, token_limit
 from lightning_glue.tasks import TASKS
+from lightning_glue.tracking.registry import describe_model
 
 FRAME = pd.DataFrame(
     {"text": ["A man sleeps.", " It was a long day. "], "text_pair": ["Somebody is asleep.", "Short."]}, index=[7, 3]

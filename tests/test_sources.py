@@ -17,13 +17,13 @@ from typing import ClassVar
 
 import pytest
 
-from lightning_glue import sources
-from lightning_glue.atomic import locked
+from lightning_glue.data import sources
+from lightning_glue.data.reader import read_split
+from lightning_glue.data.sample import SAMPLE_VERSION
+from lightning_glue.data.sources import Remote, bpe_directory, cache_dir, glue_directory, model_archive
 from lightning_glue.errors import UserError
-from lightning_glue.reader import read_split
-from lightning_glue.sample import SAMPLE_VERSION
-from lightning_glue.sources import Remote, bpe_directory, cache_dir, glue_directory, model_archive
 from lightning_glue.tasks import TASKS, TRAINABLE
+from lightning_glue.utils.files import locked
 
 RTE_HEADER = "index\tsentence1\tsentence2\tlabel\n"
 MRPC_HEADER = "Quality\t#1 ID\t#2 ID\t#1 String\t#2 String\n"

@@ -10,8 +10,8 @@ from optuna.distributions import CategoricalDistribution, FloatDistribution, Int
 
 from lightning_glue.config import compose, compose_tune, identity, unflatten
 from lightning_glue.errors import UserError
-from lightning_glue.space import first_trials, make_space, suggest_parameters, with_parameters
 from lightning_glue.tasks import TRAINABLE
+from lightning_glue.tuning.space import first_trials, make_space, suggest_parameters, with_parameters
 
 
 def test_entries_become_optunas_distributions() -> None:

@@ -16,10 +16,10 @@ import mlflow
 import pytest
 from conftest import ROOT
 
-from lightning_glue import store
 from lightning_glue.errors import UserError
-from lightning_glue.paths import local_folder, sqlite_file, sqlite_uri
-from lightning_glue.store import Unusable, connect, open_store, store_uri
+from lightning_glue.tracking import client
+from lightning_glue.tracking.client import Unusable, connect, open_store, store_uri
+from lightning_glue.utils.paths import local_folder, sqlite_file, sqlite_uri
 
 NewStore = Callable[[Path], None]
 
@@ -58,7 +58,7 @@ def test_a_busy_database_is_no_reason_to_give_up(
     here: Path, new_store: NewStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     new_store(here)
-    monkeypatch.setattr(store, "_BUSY_SECONDS", 0.1)
+    monkeypatch.setattr(client, "_BUSY_SECONDS", 0.1)
     with closing(sqlite3.connect("mlflow.db", isolation_level=None)) as writer:
         writer.execute("begin exclusive")
         with pytest.raises(sqlite3.OperationalError, match="locked"):
@@ -71,7 +71,7 @@ def test_a_busy_database_is_no_reason_to_give_up(
 def test_a_database_of_another_version_is_one_line(
     here: Path, new_store: NewStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(store, "_STILL_SECONDS", 0.5)
+    monkeypatch.setattr(client, "_STILL_SECONDS", 0.5)
     new_store(here)
 
     def set_revision(revision: str) -> None:
@@ -79,7 +79,7 @@ def test_a_database_of_another_version_is_one_line(
             connection.execute("update alembic_version set version_num = ?", (revision,))
             connection.commit()
 
-    head = store._head()
+    head = client._head()
     set_revision("c8d9e0f1a2b3")
     with pytest.raises(Unusable, match=r"older MLflow .*c8d9e0f1a2b3.*: copy it, then mlflow db upgrade 'sqlite:///"):
         connect(None)
@@ -92,7 +92,7 @@ def test_a_database_of_another_version_is_one_line(
 
 def test_tables_that_a_server_is_just_making_are_waited_for(here: Path, new_store: NewStore) -> None:
     new_store(here)
-    head = store._head()
+    head = client._head()
 
     def set_revision(revision: str) -> None:
         with closing(sqlite3.connect(here / "mlflow.db")) as connection:

@@ -20,10 +20,10 @@ from optuna.trial import TrialState
 from postgres import Postgres
 
 from lightning_glue.errors import UserError
-from lightning_glue.sampling import make_pruner, make_sampler
-from lightning_glue.slots import Slots, is_surplus, slot_of
-from lightning_glue.storage import open_storage
-from lightning_glue.study import AHEAD, STALE_BEATS, SharedStudy
+from lightning_glue.tuning.slots import Slots, is_surplus, slot_of
+from lightning_glue.tuning.storage import open_storage
+from lightning_glue.tuning.strategy import make_pruner, make_sampler
+from lightning_glue.tuning.study import AHEAD, STALE_BEATS, SharedStudy
 
 HERE = Path(__file__).parent
 

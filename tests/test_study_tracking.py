@@ -15,11 +15,10 @@ from mlflow.entities import Run
 from optuna.trial import TrialState
 from servers import free_port
 
-from lightning_glue import tune
-from lightning_glue.study import SharedStudy
-from lightning_glue.study_tracking import StudyTracking
-from lightning_glue.tracking import MLflowTracker
-from lightning_glue.trial import STUDY_TAG
+from lightning_glue.tracking.logger import MLflowTracker
+from lightning_glue.tuning import search
+from lightning_glue.tuning.study import SharedStudy
+from lightning_glue.tuning.study_run import STUDY_TAG, StudyTracking
 
 
 @pytest.fixture(autouse=True)
@@ -90,12 +89,12 @@ def test_the_status_of_a_search_is_true(folder: Path) -> None:
     study, other = (share(str(folder / "study.journal"), "status", 3, retries=0) for _ in range(2))
     failed = study.claim(SPACE)
     study.fail(failed._trial_id, "diverged at step 3", again=False)
-    assert tune.outcome(study, stopped()) == ("FAILED", "no trial completed; the last failed: diverged at step 3")
-    assert tune.outcome(study, stopped(2)) == ("KILLED", "")
+    assert search.outcome(study, stopped()) == ("FAILED", "no trial completed; the last failed: diverged at step 3")
+    assert search.outcome(study, stopped(2)) == ("KILLED", "")
     trial = other.claim(SPACE)
-    assert tune.outcome(study, stopped(2)) == ("RUNNING", "")  # another controller's trial goes on
+    assert search.outcome(study, stopped(2)) == ("RUNNING", "")  # another controller's trial goes on
     other.finish(trial._trial_id, TrialState.COMPLETE, 0.5)
-    assert tune.outcome(study, stopped()) == ("FINISHED", "")
+    assert search.outcome(study, stopped()) == ("FINISHED", "")
 
 
 def test_the_storage_of_the_environment_is_used_and_not_shown(
@@ -103,15 +102,15 @@ def test_the_storage_of_the_environment_is_used_and_not_shown(
 ) -> None:
     monkeypatch.setenv("OPTUNA_STORAGE", "postgresql://ann:s3cr3t@db/optuna")
     monkeypatch.setattr("sys.argv", ["tune", "--task", "RTE"])
-    assert tune.parse_arguments().storage == "postgresql://ann:s3cr3t@db/optuna"
+    assert search.parse_arguments().storage == "postgresql://ann:s3cr3t@db/optuna"
     monkeypatch.setattr("sys.argv", ["tune", "--help"])
     with pytest.raises(SystemExit):
-        tune.parse_arguments()
+        search.parse_arguments()
     assert "s3cr3t" not in capsys.readouterr().out
 
 
 def test_a_command_line_is_recorded_without_passwords(monkeypatch: pytest.MonkeyPatch) -> None:
-    from lightning_glue.environment import command_line
+    from lightning_glue.tracking.provenance import command_line
 
     monkeypatch.setattr(
         "sys.orig_argv", ["python", "-m", "x", "--storage", "postgresql://ann:s3'cr3t@db/optuna", "a b"]

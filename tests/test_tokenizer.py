@@ -10,10 +10,11 @@ from fairseq.data.encoders.gpt2_bpe_utils import get_encoder
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lightning_glue import pretrained, reader, tokenizer, words
+from lightning_glue.data import pretokenizer, reader, tokenizer
+from lightning_glue.data.tokenizer import Tokenizer
 from lightning_glue.errors import UserError
+from lightning_glue.model import pretrained
 from lightning_glue.tasks import TASKS
-from lightning_glue.tokenizer import Tokenizer
 
 
 @lru_cache
@@ -53,7 +54,7 @@ def test_words_end_where_fairseqs_do(bpe_dir: Path, lines: list[str]) -> None:
 
 
 def test_two_words_mixed_to_one_number_stay_two(bpe_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(words, "_MIX", np.zeros(2, dtype=np.uint64))
+    monkeypatch.setattr(pretokenizer, "_MIX", np.zeros(2, dtype=np.uint64))
     assert_same_ids(bpe_dir, ["one two", "two three one", ""])
 
 

@@ -20,15 +20,16 @@ import pytest
 from conftest import ROOT, run
 from servers import MlflowServer, Proxy, free_port
 
-from lightning_glue import environment, tracking, watcher
-from lightning_glue.delivery import Courier
+from lightning_glue.data.binarize import SplitInfo
 from lightning_glue.errors import UserError
-from lightning_glue.journal import Journal, State, find_journal
-from lightning_glue.known_runs import _CONFIGURATION as CONFIGURATION
-from lightning_glue.known_runs import is_away, unfinished_runs
-from lightning_glue.mirror import Mirror
-from lightning_glue.preprocess import SplitInfo
-from lightning_glue.tracking import MLflowTracker
+from lightning_glue.tracking import logger, provenance, watcher
+from lightning_glue.tracking.courier import Courier
+from lightning_glue.tracking.journal import Journal, find_journal
+from lightning_glue.tracking.known_runs import _CONFIGURATION as CONFIGURATION
+from lightning_glue.tracking.known_runs import is_away, unfinished_runs
+from lightning_glue.tracking.logger import MLflowTracker
+from lightning_glue.tracking.mirror import Mirror
+from lightning_glue.tracking.state import State
 
 
 @pytest.fixture(scope="module")
@@ -55,7 +56,7 @@ def experiment(request: pytest.FixtureRequest) -> str:
 def _own_folder_and_watcher(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     (tmp_path / "work").mkdir()
     monkeypatch.chdir(tmp_path / "work")
-    monkeypatch.setattr(tracking, "_FINISH_SECONDS", 20.0)
+    monkeypatch.setattr(logger, "_FINISH_SECONDS", 20.0)
     yield
     process = watcher._process
     if process and process.stdin:
@@ -285,7 +286,7 @@ def test_checkpoints_are_mirrored_whole_with_their_digest_and_old_ones_evicted(
     manifest = json.loads(Path(client.download_artifacts(tracker.run_id, "checkpoints/manifest.json")).read_text())
     assert set(manifest) == {"checkpoints/best.ckpt", "checkpoints/last.ckpt"}
     assert stored() == sorted([*(entry["file"] for entry in manifest.values()), "checkpoints/manifest.json"])
-    from lightning_glue.resume import _fetch_checkpoints
+    from lightning_glue.training.resume import _fetch_checkpoints
 
     fetched = _fetch_checkpoints(server.uri, tracker.run_id)
     assert fetched.read_bytes() == b"third"
@@ -387,7 +388,7 @@ def store(new_store: Callable[[Path], None]) -> str:
 
 def finished(tracker: MLflowTracker, status: str = "KILLED", **start: Any) -> MLflowTracker:
     """A run that was started and has ended, all of it delivered."""
-    tracker.start(start.pop("params", {}), {CONFIGURATION: "digest", "mlflow.user": environment.user(), **start}, None)
+    tracker.start(start.pop("params", {}), {CONFIGURATION: "digest", "mlflow.user": provenance.user(), **start}, None)
     tracker.finish(status)
     return tracker
 
@@ -423,7 +424,7 @@ def test_a_deleted_run_is_passed_over_and_refused(store: str, capsys: pytest.Cap
 
 
 def test_auto_asks_a_server_for_runs_of_other_machines(server: MlflowServer, experiment: str) -> None:
-    def make(run_time: int, status: str = "KILLED", user: str = environment.user(), **tags: str) -> str:
+    def make(run_time: int, status: str = "KILLED", user: str = provenance.user(), **tags: str) -> str:
         client = mlflow.MlflowClient(server.uri)
         found = client.get_experiment_by_name(experiment)
         number = found.experiment_id if found else client.create_experiment(experiment)
@@ -605,7 +606,7 @@ def test_sync_says_which_journals_cannot_be_delivered_and_delivers_the_others(st
 def test_the_command_that_delivers_the_rest_names_the_folder(
     capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(tracking, "_FINISH_SECONDS", 0.0)
+    monkeypatch.setattr(logger, "_FINISH_SECONDS", 0.0)
     tracker = MLflowTracker(f"http://127.0.0.1:{free_port()}", "e", "x", tmp_path / "my journals")
     tracker.start({}, {}, None)
     tracker.finish("FINISHED")

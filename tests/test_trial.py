@@ -10,10 +10,13 @@ import pytest
 import torch
 
 from lightning_glue.config import Config, compose, flatten
+from lightning_glue.data.binarize import SplitInfo
 from lightning_glue.errors import Diverged, UserError
-from lightning_glue.journal import Journal
-from lightning_glue.preprocess import SplitInfo
-from lightning_glue.trial import Job, TrainingFailed, as_parent, interrupted, run_job
+from lightning_glue.execution.job import Job, TrainingFailed
+from lightning_glue.execution.train_job import interrupted
+from lightning_glue.execution.worker import run_job
+from lightning_glue.tracking.journal import Journal
+from lightning_glue.tuning.study_run import as_parent
 
 SPLITS = {"train": SplitInfo(file="train.tsv", rows=2, dropped=0, skipped=0, sha256="a" * 64)}
 
@@ -89,7 +92,7 @@ def test_failures_by_kind(error: Exception, kind: str, text: str) -> None:
 
 
 def test_a_pruned_training_that_goes_on_is_still_pruned() -> None:
-    from lightning_glue.pruning import Pruning
+    from lightning_glue.execution.reporting import Pruning
 
     before, after = (Pruning("dev/accuracy", lambda *_: False, 0.0) for _ in range(2))
     before.pruned, before.evaluations = True, 3

@@ -22,13 +22,13 @@ from mlflow.entities import Run
 from optuna.trial import TrialState
 
 from lightning_glue.config import compose, flatten
-from lightning_glue.controller import Controller
-from lightning_glue.sampling import make_sampler
-from lightning_glue.space import make_space
-from lightning_glue.storage import open_storage
-from lightning_glue.study import SharedStudy
-from lightning_glue.trial import Job
-from lightning_glue.workers import places
+from lightning_glue.execution.job import Job
+from lightning_glue.execution.place import places
+from lightning_glue.tuning.controller import Controller
+from lightning_glue.tuning.space import make_space
+from lightning_glue.tuning.storage import open_storage
+from lightning_glue.tuning.strategy import make_sampler
+from lightning_glue.tuning.study import SharedStudy
 
 COMMAND = ["--task", "WNLI", "--model", "tiny", "--data", "sample", "--gpus", "0", "--study", "wnli"]
 SHORT = ["trainer.max_epochs=2", "data.batch_size=32", "tracking.system_metrics_seconds=null"]
@@ -96,7 +96,7 @@ def scratch_checkpoint(project: Path) -> list[Path]:
 
 def trial_processes(controller: subprocess.Popen[str]) -> list[psutil.Process]:
     below = psutil.Process(controller.pid).children(recursive=True)
-    return [process for process in below if "lightning_glue.trial" in " ".join(process.cmdline())]
+    return [process for process in below if "lightning_glue.execution.worker" in " ".join(process.cmdline())]
 
 
 def test_a_search_is_tracked_drawn_and_leaves_a_recipe(project: Path) -> None:

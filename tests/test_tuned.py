@@ -8,11 +8,9 @@ from typing import Any
 
 import pytest
 
-from lightning_glue import config as configuration
-from lightning_glue import tuned
-from lightning_glue.config import ROOT, Config, compose, identity, unflatten
-from lightning_glue.space import with_parameters
-from lightning_glue.tuned import write_recipe
+from lightning_glue.config import Config, compose, identity, paths, unflatten
+from lightning_glue.tuning.recipe import write_recipe
+from lightning_glue.tuning.space import with_parameters
 
 WON = {"study": "s", "trial": 3, "metric": "dev/accuracy", "value": 0.5, "trials": 7}
 
@@ -20,10 +18,9 @@ WON = {"study": "s", "trial": 3, "metric": "dev/accuracy", "value": 0.5, "trials
 @pytest.fixture(autouse=True)
 def recipes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """experiments/ of a project of its own."""
-    shutil.copytree(ROOT / "experiments", tmp_path / "experiments")
-    for module in (configuration, tuned):
-        monkeypatch.setattr(module, "EXPERIMENTS", tmp_path / "experiments")
-    monkeypatch.setattr(configuration, "ROOT", tmp_path)
+    shutil.copytree(paths.ROOT / "experiments", tmp_path / "experiments")
+    monkeypatch.setattr(paths, "EXPERIMENTS", tmp_path / "experiments")
+    monkeypatch.setattr(paths, "ROOT", tmp_path)
     return tmp_path / "experiments"
 
 
@@ -82,13 +79,13 @@ def test_a_recipe_that_cannot_be_written_is_a_warning(
 ) -> None:
     from types import SimpleNamespace
 
-    from lightning_glue import tune
+    from lightning_glue.tuning.search import keep_recipe
 
     shutil.rmtree(recipes)
     recipes.write_text("a file, where a folder is to be made")  # root may write anywhere else
     search = SimpleNamespace(config=winner({}, [], task="RTE", model="tiny"), metric="dev/accuracy")
     study = SimpleNamespace(name="s", trials=list)
     best = SimpleNamespace(number=1, value=0.5, params={"seed": 3})
-    assert not tune.keep_recipe(search, study, best)
+    assert not keep_recipe(search, study, best)
     said = capsys.readouterr().err
     assert said.startswith("warning: the best recipe cannot be kept") and said.count("\n") == 1

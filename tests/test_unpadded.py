@@ -8,14 +8,15 @@ import numpy as np
 import pytest
 import torch
 
-from lightning_glue import model as models
-from lightning_glue import preprocess, unpadded
-from lightning_glue.batching import MicroBatch, train_batches
-from lightning_glue.data import load_split
-from lightning_glue.dropout import dropout
-from lightning_glue.pretrained import Pretrained, load_pretrained
+from lightning_glue.data import binarize
+from lightning_glue.data.batching import MicroBatch, train_batches
+from lightning_glue.data.datamodule import load_split
+from lightning_glue.data.tokenizer import EOS, PAD
+from lightning_glue.model import roberta as models
+from lightning_glue.model import unpadded
+from lightning_glue.model.dropout import dropout
+from lightning_glue.model.pretrained import Pretrained, load_pretrained
 from lightning_glue.tasks import get_task
-from lightning_glue.tokenizer import EOS, PAD
 
 BASE_SHAPED = {"encoder_embed_dim": 768, "encoder_ffn_embed_dim": 3072, "encoder_attention_heads": 12}
 SMALL = {"encoder_embed_dim": 64, "encoder_ffn_embed_dim": 128, "encoder_attention_heads": 4}
@@ -77,7 +78,7 @@ def test_logits_and_gradients_equal_fairseqs(
 
 def test_real_batches_through_pretrained_weights(minilm: Pretrained, glue_dir: Path, tmp_path: Path) -> None:
     task = get_task("RTE")
-    prepared = preprocess.prepare(task, glue_dir, minilm.tokenizer, tmp_path, "stop")
+    prepared = binarize.prepare(task, glue_dir, minilm.tokenizer, tmp_path, "stop")
     train = load_split(task, task.splits[0], prepared.directory, 512)
     model = models.build_model(minilm, 2, NO_DROPOUT).train()
     for rows in train_batches(train.lengths, 16, seed=1, epoch=0, pool=1)[:2]:

@@ -10,7 +10,10 @@ from pathlib import Path
 
 import pytest
 
-from lightning_glue.workers import Group, Place, places, scratch_folder, stop, study_folder
+from lightning_glue.execution.executor import stop
+from lightning_glue.execution.local import Group
+from lightning_glue.execution.place import Place, places
+from lightning_glue.tuning.controller import scratch_folder, study_folder
 
 
 def layout(**given: int | None) -> list[tuple[int, ...]]:

@@ -27,12 +27,13 @@ import pytest
 import torch
 from conftest import ROOT
 
-from lightning_glue.download import extract_tar
+from lightning_glue.data.download import extract_tar
+from lightning_glue.data.tokenizer import read_dictionary
 from lightning_glue.errors import UserError
-from lightning_glue.journal import Journal, State, final_status, journals
-from lightning_glue.mirror import read_manifest
-from lightning_glue.resume import read_checkpoint
-from lightning_glue.tokenizer import read_dictionary
+from lightning_glue.tracking.journal import Journal, final_status, journals
+from lightning_glue.tracking.mirror import read_manifest
+from lightning_glue.tracking.state import State
+from lightning_glue.training.resume import read_checkpoint
 
 pytestmark = pytest.mark.torture
 
@@ -276,7 +277,10 @@ def test_the_watcher_is_killed_all_the_time(
         time.sleep(moments.uniform(0.5, 2.5))
         for other in at_work(tmp_path):
             try:
-                if other != process.pid and b"lightning_glue.watcher" in Path(f"/proc/{other}/cmdline").read_bytes():
+                if (
+                    other != process.pid
+                    and b"lightning_glue.tracking.watcher" in Path(f"/proc/{other}/cmdline").read_bytes()
+                ):
                     os.kill(other, signal.SIGKILL)
             except (OSError, ProcessLookupError):
                 continue

@@ -1,0 +1,157 @@
+"""Hydra's composition of a configuration, with errors that name the nearest valid task, model, recipe or key."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+from lightning_glue.config import paths
+from lightning_glue.config.check import checked
+from lightning_glue.config.schema import Config, TuneConfig, keys
+from lightning_glue.errors import UserError, suggest
+
+
+def options(group: str) -> list[str]:
+    """Names of a group's files, for example the models."""
+    return sorted(path.stem for path in (paths.CONF / group).glob("[!_]*.yaml"))
+
+
+def experiments() -> list[str]:
+    """Names of the recipes below experiments/, for example ``paper/roberta_base``."""
+    found = paths.EXPERIMENTS.rglob("*.yaml")
+    return sorted(str(path.relative_to(paths.EXPERIMENTS).with_suffix("")) for path in found)
+
+
+def _experiment_override(name: str) -> str:
+    if name not in experiments():
+        raise UserError(f"unknown experiment {name!r}{suggest(name, experiments())}")
+    package, _, leaf = f"experiments/{name}".rpartition("/")
+    return f"+{package}={leaf}"
+
+
+def _choose(group: str, name: str) -> str:
+    if group == "task" and name == "AX":
+        raise UserError("AX has no training data: train --task MNLI, then predict AX with it (trainer.predict=true)")
+    if name not in options(group):
+        raise UserError(f"unknown {group} {name!r}{suggest(name, options(group))}")
+    return f"{group}={name}"
+
+
+def _choose_model(name: str) -> list[str]:
+    """A named model, or the path of a fairseq checkpoint or directory."""
+    if name in options("model"):
+        return [f"model={name}"]
+    if "/" in name or name.endswith((".pt", ".ckpt")):
+        path = Path(name).expanduser()
+        if not path.exists():
+            raise UserError(f"model {name}: no such file or directory")
+        return ["model=roberta.base", f"model.name={quote(path.stem)}", f"model.source={quote(str(path.absolute()))}"]
+    raise UserError(f"unknown model {name!r}{suggest(name, options('model'))}; or the path of a *.pt checkpoint")
+
+
+def quote(value: str) -> str:
+    """``value`` as one token of Hydra's override grammar."""
+    return "'" + value.replace("\\", "\\\\").replace("'", "\\'") + "'"
+
+
+def compose(
+    overrides: list[str] | None = None,
+    *,
+    task: str | None = None,
+    model: str | None = None,
+    data: str | None = None,
+    experiment: str | None = None,
+) -> Config:
+    """Compose the configuration; arguments left out keep the experiment's choice, else the default's.
+
+    Args:
+        overrides: ``key=value`` in Hydra's syntax; they win over everything else.
+
+    Raises:
+        UserError: an unknown task, model, experiment or key, or a value of the wrong type or range.
+    """
+    return checked(Config, _plain(_compose(_chosen(task, model, data, experiment) + (overrides or []), keys())))
+
+
+def compose_tune(
+    overrides: list[str],
+    *,
+    task: str,
+    model: str | None = None,
+    data: str | None = None,
+    experiment: str | None = None,
+) -> tuple[Config, TuneConfig]:
+    """Compose the configuration that trials start from, and that of the search (``conf/tune/<task>.yaml``).
+
+    Raises:
+        UserError: as :func:`compose`; also for a search space that does not exist.
+    """
+    chosen = _chosen(task, model, data, experiment)
+    tune_keys = [f"tune.{part.name}" for part in dataclasses.fields(TuneConfig)]
+    composed = _compose([*chosen, f"+tune={task}", *overrides], [*keys(), *tune_keys])
+    values = _plain(composed)
+    tune = checked(TuneConfig, values.pop("tune"), "tune.")
+    if tune.space not in tune.spaces:
+        raise UserError(f"unknown tune.space={tune.space}{suggest(tune.space, tune.spaces)}")
+    return checked(Config, values), tune
+
+
+def _chosen(task: str | None, model: str | None, data: str | None, experiment: str | None) -> list[str]:
+    chosen = [_experiment_override(experiment)] if experiment else []
+    chosen += [_choose("task", task)] if task else []
+    chosen += _choose_model(model) if model else []
+    return chosen + ([_choose("data", data)] if data else [])
+
+
+def _compose(overrides: list[str], known: list[str]) -> Any:
+    from hydra import compose as hydra_compose
+    from hydra import initialize_config_dir
+    from hydra.errors import HydraException
+    from omegaconf import OmegaConf
+    from omegaconf.errors import OmegaConfBaseException
+
+    # A learning rate for RoBERTa, in conf/tune/: ${lr:2e-5} follows the model as the task's own does.
+    OmegaConf.register_new_resolver(
+        "lr", lambda value, *, _root_: float(f"{float(value) * _root_.model.lr_factor:.9g}"), replace=True
+    )
+    search_path = f"hydra.searchpath=[{quote(f'file://{paths.ROOT}')}]"
+    _check_keys(overrides, known)
+    try:
+        with initialize_config_dir(str(paths.CONF), version_base="1.3"):
+            return hydra_compose("run", overrides=[search_path, *overrides])
+    except (HydraException, OmegaConfBaseException) as error:
+        raise UserError(f"configuration: {_first_line(error)}") from None
+
+
+def _plain(composed: Any) -> dict[str, Any]:
+    """The composed values, interpolations resolved."""
+    from omegaconf import OmegaConf
+    from omegaconf.errors import OmegaConfBaseException
+
+    try:
+        return OmegaConf.to_container(composed, resolve=True)
+    except OmegaConfBaseException as error:
+        key = getattr(error, "full_key", None)
+        raise UserError(f"{key or 'configuration'}: {_first_line(error)}") from None
+
+
+def _first_line(error: Exception) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return "; ".join(line for line in lines[:2] if not line.startswith(("full_key", "object_type", "See ")))
+
+
+def _check_keys(overrides: list[str], known: list[str]) -> None:
+    """Refuse a key outside the schema before Hydra words it at length."""
+    groups = [path.name for path in paths.CONF.iterdir() if path.is_dir()]
+    known = [*known, *groups]
+    for override in overrides:
+        key, equals, value = override.partition("=")
+        if not equals:
+            raise UserError(f"{override!r} is no override; expected key=value, for example optimizer.lr=3e-5")
+        name = key.lstrip("+~")
+        if name in groups and value not in options(name):
+            raise UserError(f"unknown {name} {value!r}{suggest(value, options(name))}")
+        if name in known or name.startswith(("experiments", "model.architecture.")):
+            continue
+        raise UserError(f"unknown key {name!r}{suggest(name, sorted(known))}")

@@ -1,0 +1,1 @@
+"""From raw GLUE files to batches: download, reading, byte-pair encoding, fairseq's binary format, samplers."""

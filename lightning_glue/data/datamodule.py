@@ -1,0 +1,239 @@
+"""Preprocessed arrays to batches of tensors: ``<s> a </s>`` or ``<s> a </s> </s> b </s>``, right-padded."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypedDict
+
+import numpy as np
+import pytorch_lightning as pl
+import torch
+from torch.utils.data import DataLoader, Dataset
+
+from lightning_glue.data import mmap_format
+from lightning_glue.data.batching import EvalSampler, MicroBatch, TrainSampler
+from lightning_glue.data.binarize import Prepared, fairseq_names, read_label_symbols
+from lightning_glue.data.tokenizer import BOS, EOS, PAD, SPECIALS
+from lightning_glue.errors import UserError
+from lightning_glue.tasks import Split, Task
+from lightning_glue.utils.redact import first_line
+
+_AGAIN = "preprocess the data again"
+
+
+class Batch(TypedDict):
+    """What the model sees.
+
+    tokens: (examples, length) int64, padded with 1. targets: (examples,) int64 label ids, float32 label / scale for
+    regression, or empty (0,) for unlabelled rows. ids: (examples,) int64 rows of the split. scale: see MicroBatch.
+    real_tokens: number of tokens that are not padding.
+    """
+
+    tokens: torch.Tensor
+    targets: torch.Tensor
+    ids: torch.Tensor
+    scale: float
+    real_tokens: int
+
+
+@dataclass
+class TokenizedSplit(Dataset[Batch]):
+    """One split in memory; indexed by a :class:`MicroBatch`, it returns the collated batch.
+
+    Attributes:
+        tokens: all examples one after the other, (sum of lengths,) int32.
+        lengths: (examples,) int64.
+        targets: (examples,) int64 or float32, None for an unlabelled split.
+        truncated: examples cut to the maximum length.
+    """
+
+    name: str
+    tokens: np.ndarray
+    lengths: np.ndarray
+    targets: np.ndarray | None
+    truncated: int = 0
+
+    def __post_init__(self) -> None:
+        self.starts = np.cumsum(self.lengths) - self.lengths
+
+    def __len__(self) -> int:
+        return len(self.lengths)
+
+    def __getitem__(self, batch: MicroBatch) -> Batch:
+        lengths = self.lengths[batch.indices]
+        columns = np.arange(lengths.max())
+        real = columns < lengths[:, None]
+        places = np.minimum(self.starts[batch.indices][:, None] + columns, len(self.tokens) - 1)
+        targets = np.empty(0, np.int64) if self.targets is None else self.targets[batch.indices]
+        return Batch(
+            tokens=torch.from_numpy(np.where(real, self.tokens[places], PAD).astype(np.int64)),
+            targets=torch.from_numpy(targets),
+            ids=torch.from_numpy(batch.indices),
+            scale=batch.scale,
+            real_tokens=int(lengths.sum()),
+        )
+
+
+def _kept_lengths(first: np.ndarray, second: np.ndarray | None, max_tokens: int) -> tuple[np.ndarray, np.ndarray]:
+    """Tokens kept of each part (``</s>`` included) so that the example fits: the longer part is cut first."""
+    if second is None:
+        return np.minimum(first, max_tokens - 1), np.empty(0, np.int64)
+    room = max_tokens - 2
+    kept_first = np.minimum(first, np.maximum(room - second, room - room // 2))
+    return kept_first, np.minimum(second, room - kept_first)
+
+
+def _place(out: np.ndarray, starts: np.ndarray, ids: np.ndarray, lengths: np.ndarray, kept: np.ndarray) -> None:
+    """Copy items (``ids``, ``lengths``) to ``out`` at ``starts``, the first ``kept - 1`` ids and the final ``</s>``."""
+    column = np.arange(len(ids)) - np.repeat(np.cumsum(lengths) - lengths, lengths)
+    keep = (column < np.repeat(kept - 1, lengths)) | (column == np.repeat(lengths - 1, lengths))
+    column = np.minimum(column, np.repeat(kept - 1, lengths))[keep]
+    out[np.repeat(starts, kept) + column] = ids[keep]
+
+
+def join_parts(parts: list[tuple[np.ndarray, np.ndarray]], max_tokens: int) -> tuple[np.ndarray, np.ndarray, int]:
+    """Join the one or two texts of every example as fairseq's ``sentence_prediction`` task does.
+
+    Returns:
+        tokens (sum of lengths,) int32, lengths (examples,) int64, and how many examples were truncated.
+    """
+    ids, lengths = zip(*parts)
+    first, second = _kept_lengths(lengths[0], lengths[1] if len(parts) == 2 else None, max_tokens)
+    pair = len(parts) == 2
+    total = 1 + first + (1 + second if pair else 0)
+    out = np.empty(int(total.sum()), dtype=np.int32)
+    starts = np.cumsum(total) - total
+    out[starts] = BOS
+    _place(out, starts + 1, ids[0], lengths[0], first)
+    if pair:
+        out[starts + 1 + first] = EOS
+        _place(out, starts + 2 + first, ids[1], lengths[1], second)
+    whole = 1 + lengths[0] + (1 + lengths[1] if pair else 0)
+    return out, total, int((whole > max_tokens).sum())
+
+
+def _read_targets(task: Task, directory: Path, name: str) -> np.ndarray:
+    """Label ids in the registry's order (fairseq's are by frequency), or scaled scores."""
+    if task.is_regression:
+        return _read_scores(directory / "label" / f"{name}.label")
+    symbols = read_label_symbols(directory)
+    if unknown := [symbol for symbol in symbols if symbol not in task.labels]:
+        raise UserError(f"{directory / 'label' / 'dict.txt'} has {unknown[0]!r}, no label of {task.name}; {_AGAIN}")
+    ours = np.full(len(SPECIALS) + len(symbols), -1, dtype=np.int64)
+    ours[len(SPECIALS) :] = [task.labels.index(symbol) for symbol in symbols]
+    ids, lengths = mmap_format.read(directory / "label" / name)
+    ids = ids.reshape(-1, 2)[:, 0] if (lengths == 2).all() else np.full(1, len(ours))
+    if len(ids) and not 0 <= int(ids.min()) <= int(ids.max()) < len(ours):
+        raise UserError(f"{directory / 'label' / name}.bin holds other ids than its dict.txt; {_AGAIN}")
+    targets = ours[ids]
+    if (targets < 0).any():
+        row, names = int((targets < 0).argmax()) + 1, fairseq_names(task)
+        file = next(split.file_name for split in task.splits if names[split.name] == name)
+        raise UserError(f"{task.directory}/{file}: row {row} has a label that no row of {task.train.file_name} has")
+    return targets
+
+
+def _read_scores(path: Path) -> np.ndarray:
+    try:
+        return np.array(path.read_text().split(), dtype=np.float32)
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path} is no list of scores ({first_line(error)}); {_AGAIN}") from None
+
+
+def _read_text(folder: Path, name: str) -> tuple[np.ndarray, np.ndarray]:
+    """Ids and lengths of one text of every example: each at least its ``</s>``, none beyond the dictionary."""
+    ids, lengths = mmap_format.read(folder / name)
+    try:
+        size = len(SPECIALS) + (folder / "dict.txt").read_bytes().count(b"\n")
+    except OSError as error:
+        raise UserError(f"{folder / 'dict.txt'} cannot be read: {error.strerror}; {_AGAIN}") from None
+    if len(ids) and not 0 <= int(ids.min()) <= int(ids.max()) < size:
+        raise UserError(f"{folder / name}.bin holds the id {int(ids.max())}, but dict.txt has {size}; {_AGAIN}")
+    if (lengths < 1).any() or (ids[np.cumsum(lengths) - 1] != EOS).any():
+        raise UserError(f"{folder / name}.bin has an example without its end; {_AGAIN}")
+    return ids, lengths
+
+
+def load_split(task: Task, split: Split, directory: Path, max_tokens: int) -> TokenizedSplit:
+    """Read one split of a folder in fairseq's layout.
+
+    Raises:
+        UserError: a file is missing or damaged, or the files do not fit one another.
+    """
+    name = fairseq_names(task)[split.name]
+    parts = [_read_text(directory / f"input{column}", name) for column in range(task.num_texts)]
+    targets = _read_targets(task, directory, name) if split.labelled else None
+    counts = [len(lengths) for _, lengths in parts] + ([] if targets is None else [len(targets)])
+    if len(set(counts)) > 1:
+        raise UserError(f"{directory}: {name} has {' and '.join(map(str, counts))} texts and labels; {_AGAIN}")
+    tokens, lengths, truncated = join_parts(parts, max_tokens)
+    return TokenizedSplit(split.name, tokens, lengths, targets, truncated)
+
+
+class GlueDataModule(pl.LightningDataModule):
+    """Batches of a task's splits.
+
+    Args:
+        prepare: makes (or finds) the preprocessed arrays; called once per node before the others read them.
+        batch_size: examples per optimizer step over all processes and accumulated micro-batches.
+        eval_tokens: tokens, padding included, in an evaluation batch.
+        pool: batches among which examples of similar length are sought; 1 is a plain shuffle.
+    """
+
+    def __init__(
+        self,
+        task: Task,
+        prepare: Callable[[], Prepared],
+        *,
+        batch_size: int,
+        eval_tokens: int = 2048,
+        max_tokens: int = 512,
+        accumulate: int = 1,
+        pool: int = 1,
+        seed: int = 1,
+    ) -> None:
+        super().__init__()
+        self.task, self.prepare = task, prepare
+        self.batch_size, self.accumulate, self.pool, self.seed = batch_size, accumulate, pool, seed
+        self.eval_tokens, self.max_tokens = eval_tokens, max_tokens
+        self.prepared: Prepared | None = None
+        self.splits: dict[str, TokenizedSplit] = {}
+        self.start = (0, 0)  # epoch and batches done in it, where training is resumed
+
+    def prepare_data(self) -> None:
+        self.prepare()
+
+    def setup(self, stage: str) -> None:
+        if self.splits:
+            return
+        self.prepared = self.prepare()
+        for split in self.task.splits:
+            if split.name in self.prepared.splits:
+                self.splits[split.name] = load_split(self.task, split, self.prepared.directory, self.max_tokens)
+
+    def _processes(self) -> dict[str, int]:
+        return {"rank": self.trainer.global_rank, "world": self.trainer.world_size} if self.trainer else {}
+
+    def train_dataloader(self) -> DataLoader:
+        train = self.splits["train"]
+        sampler = TrainSampler(
+            train.lengths,
+            self.batch_size,
+            seed=self.seed,
+            accumulate=self.accumulate,
+            pool=self.pool,
+            start=self.start,
+            **self._processes(),
+        )
+        return DataLoader(train, sampler=sampler, batch_size=None)
+
+    def _eval_dataloader(self, name: str) -> DataLoader:
+        split = self.splits[name]
+        return DataLoader(
+            split, sampler=EvalSampler(split.lengths, self.eval_tokens, **self._processes()), batch_size=None
+        )
+
+    def val_dataloader(self) -> list[DataLoader]:
+        return [self._eval_dataloader(split.name) for split in self.task.dev]

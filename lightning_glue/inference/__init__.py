@@ -1,0 +1,1 @@
+"""A fine-tuned model loaded again: predictions, leaderboard files, MLflow's pyfunc."""

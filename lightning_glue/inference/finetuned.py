@@ -1,0 +1,109 @@
+"""A model that a run exported, read again without executing anything in it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from lightning_glue.data import tokenizer
+from lightning_glue.data.tokenizer import Tokenizer
+from lightning_glue.errors import UserError
+from lightning_glue.model.checkpoint_file import fairseq_args, reading, safe_load, weights_file
+from lightning_glue.model.pretrained import Pretrained
+from lightning_glue.model.roberta import HEAD, RobertaModel, build_model
+from lightning_glue.tasks import Task, get_task
+from lightning_glue.utils.digests import file_sha256
+
+if TYPE_CHECKING:
+    pass
+
+
+# Settings of a run (see training.run.settings) and what they are; what a file has besides is not looked at.
+_SETTINGS: dict[str, Any] = {
+    "data.source": str,
+    "data.glue_dir": str,
+    "GLUE_DIR": str,
+    "data.on_bad_row": str,
+    "data.max_tokens": int,
+    "data.eval_tokens": int | None,
+    "trainer.precision": str,
+    "sha256": dict,
+}
+
+
+@dataclass(frozen=True)
+class FineTuned:
+    """A model fine-tuned by a run, its head's outputs in the order of ``Task.labels``.
+
+    Attributes:
+        settings: of the run, see :func:`lightning_glue.training.run.settings`; empty for exports of earlier versions.
+    """
+
+    model: RobertaModel
+    task: Task
+    tokenizer: Tokenizer
+    path: Path
+    sha256: str
+    settings: dict[str, Any]
+
+
+def load_fine_tuned(path: Path) -> FineTuned:
+    """Load an exported directory, or the checkpoint in one, for evaluation and prediction.
+
+    Raises:
+        UserError: nothing is there, or no model of ours that can be scored; names the file.
+    """
+    path = weights_file(path)
+    state = safe_load(path)
+    if "glue_task" not in state:
+        raise UserError(f"{path} was not exported by a training run (its 'glue_task' is missing)")
+    with reading(str(path)):
+        task, encoder = get_task(state["glue_task"]), tokenizer.exported(path.parent)
+        if state.get("glue_tokenizer", encoder.digest) != encoder.digest:
+            raise UserError(f"the files of its tokenizer in {path.parent} are not those that it was exported with")
+        weights = _head_in_registry_order(state, task)
+        start = Pretrained(fairseq_args(state, path), state["model"], encoder, file_sha256(path))
+        model = build_model(start, task.num_outputs, {})
+        if any(tensor.dtype == torch.float64 for tensor in weights.values()):
+            model.double()  # trained with trainer.precision=64-true
+        model.load_state_dict(weights, strict=True)
+        _check_finite(model)
+        return FineTuned(model.eval(), task, encoder, path, start.sha256, _settings(state))
+
+
+def _head_in_registry_order(state: dict[str, Any], task: Task) -> dict[str, torch.Tensor]:
+    """Undo the label order of the fairseq layout (see :func:`lightning_glue.export.fairseq.fairseq_state`)."""
+    weights = dict(state["model"])
+    head = f"classification_heads.{HEAD}"
+    names = [f"{head}.out_proj.{kind}" for kind in ("weight", "bias")]
+    missing = {f"{head}.dense.weight", f"{head}.dense.bias", *names} - weights.keys()
+    if missing or any(len(weights[name]) != task.num_outputs for name in names):
+        raise UserError(f"its head is none of {task.name}: expected {head} with {task.num_outputs} outputs")
+    if not task.is_regression:
+        labels = state.get("glue_labels")
+        if not isinstance(labels, list) or sorted(map(str, labels)) != sorted(task.labels):
+            raise UserError(f"its 'glue_labels' are {labels!r}, expected {task.name}'s: {', '.join(task.labels)}")
+        order = [labels.index(label) for label in task.labels]
+        for name in names:
+            weights[name] = weights[name][order]
+    return weights
+
+
+def _check_finite(model: RobertaModel) -> None:
+    for name, tensor in model.state_dict().items():
+        if not tensor.isfinite().all():
+            raise UserError(f"{name} holds NaN or infinite values: the training diverged, there is nothing to score")
+
+
+def _settings(state: dict[str, Any]) -> dict[str, Any]:
+    """The settings of the run that a checkpoint brings; what they may be, ``config`` checks."""
+    found = state.get("glue_settings", {})
+    if not isinstance(found, dict):
+        raise UserError(f"its 'glue_settings' are {found!r}, expected a dictionary")
+    for key, kind in _SETTINGS.items():
+        if key in found and (not isinstance(found[key], kind) or "${" in str(found[key])):
+            raise UserError(f"its 'glue_settings' has {key}={found[key]!r}")
+    return {key: found[key] for key in _SETTINGS if key in found}

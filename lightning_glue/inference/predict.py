@@ -1,0 +1,40 @@
+"""What a fine-tuned model says of every row of a split."""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager, nullcontext
+
+import torch
+
+from lightning_glue.data.batching import EvalSampler
+from lightning_glue.data.datamodule import TokenizedSplit
+from lightning_glue.model.roberta import HEAD, RobertaModel, logits
+from lightning_glue.utils.console import progress_bar
+
+
+def autocast(precision: str, device: torch.device) -> AbstractContextManager[object]:
+    """What Lightning computes within at ``trainer.precision``; its 16-mixed is bf16-mixed on a CPU."""
+    if not precision.endswith("-mixed"):
+        return nullcontext()
+    half = torch.float16 if precision == "16-mixed" and device.type == "cuda" else torch.bfloat16
+    return torch.autocast(device.type, dtype=half, cache_enabled=False)
+
+
+@torch.inference_mode()
+def predict(model: RobertaModel, split: TokenizedSplit, eval_tokens: int, precision: str = "32-true") -> torch.Tensor:
+    """Head outputs (examples, classes) in the order of the rows, on the CPU; the model is put in eval mode.
+
+    Args:
+        precision: Lightning's name of it, as in :func:`lightning_glue.training.devices.resolve_precision`.
+    """
+    model.eval()
+    if precision == "64-true":
+        model.double()
+    device = next(model.parameters()).device
+    outputs = torch.empty(len(split), model.classification_heads[HEAD].out_proj.out_features)
+    with progress_bar(f"predict {split.name}", len(split), "examples") as advance, autocast(precision, device):
+        for batch in EvalSampler(split.lengths, eval_tokens):
+            part = split[batch]
+            outputs[part["ids"]] = logits(model, part["tokens"].to(device)).float().cpu()
+            advance(len(part["ids"]))
+    return outputs

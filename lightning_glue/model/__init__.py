@@ -1,0 +1,1 @@
+"""fairseq's RoBERTa: built, filled with pretrained weights, and run on real tokens only."""

@@ -1,0 +1,171 @@
+"""The forward of fairseq's RobertaModel on real tokens only: the same parameters, outputs and gradients, less work.
+
+GLUE batches are mostly padding. Here embeddings, linear layers and LayerNorms see the tokens of a batch one after the
+other, without padding; only attention, a few per cent of the work at GLUE's lengths, puts them into rows again where
+its kernel needs that. The head reads the first token alone, so the last layer computes nothing else beyond its keys and
+values. Dropout acts in the places where fairseq has it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from fairseq.models.transformer.transformer_encoder import TransformerEncoderBase
+from fairseq.modules import MultiheadAttention
+from fairseq.modules.learned_positional_embedding import LearnedPositionalEmbedding
+from fairseq.modules.transformer_layer import TransformerEncoderLayerBase
+from torch import Tensor, nn
+
+from lightning_glue.model import dropout
+
+# On the CPU oneDNN makes a kernel for each shape it meets, which takes milliseconds, and keeps it. Products of batches
+# rounded up to these have few shapes: a seventh more examples a second, and memory that stays as it is.
+_TOKEN_STEP, _LENGTH_STEP = 32, 8
+_GELU = ("gelu", "gelu_accurate")
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Where the tokens of a batch stand.
+
+    Attributes:
+        real: (batch, length) bool, False at padding.
+        places: (tokens,) index of each real token in the flattened batch; on the CPU a few of the first token follow,
+            which are computed but never read.
+        count: real tokens.
+        first: (batch,) index of each row's first token among the real ones.
+        bounds: (batch + 1,) int32, cumulative lengths.
+    """
+
+    real: Tensor
+    places: Tensor
+    count: int
+    first: Tensor
+    bounds: Tensor
+
+    @classmethod
+    def of(cls, tokens: Tensor, padding: int) -> Rows:
+        real = tokens.ne(padding)
+        places = real.flatten().nonzero().squeeze(1)
+        bounds = F.pad(real.sum(1).cumsum(0), (1, 0)).to(torch.int32)
+        count = len(places)
+        if not tokens.is_cuda:
+            places = F.pad(places, (0, -count % _TOKEN_STEP))
+        return cls(real, places, count, bounds[:-1].long(), bounds)
+
+    def pad(self, packed: Tensor) -> Tensor:
+        """(tokens, width) to (batch, length, width), zero at padding."""
+        flat = packed.new_zeros(self.real.numel(), packed.shape[-1])
+        return flat.index_copy(0, self.places[: self.count], packed[: self.count]).view(*self.real.shape, -1)
+
+    def pack(self, padded: Tensor) -> Tensor:
+        """The inverse of :meth:`pad`."""
+        return padded.flatten(0, 1).index_select(0, self.places)
+
+
+def supports(model: nn.Module) -> bool:
+    """Whether the encoder is RoBERTa as published: post-norm, learned positions, no layerdrop or quantisation noise."""
+    encoder = model.encoder.sentence_encoder
+    plain = (
+        isinstance(encoder, TransformerEncoderBase)
+        and encoder.layer_norm is None
+        and encoder.quant_noise is None
+        and encoder.encoder_layerdrop == 0
+        and isinstance(encoder.embed_positions, LearnedPositionalEmbedding)
+        and not encoder.return_fc
+    )
+    return plain and all(map(_plain_layer, encoder.layers))
+
+
+def _plain_layer(layer: nn.Module) -> bool:
+    if not isinstance(layer, TransformerEncoderLayerBase) or layer.normalize_before:
+        return False
+    attention = layer.self_attn
+    linears = (attention.q_proj, attention.k_proj, attention.v_proj, attention.out_proj, layer.fc1, layer.fc2)
+    return (
+        isinstance(attention, MultiheadAttention)
+        and attention.bias_k is None
+        and not attention.add_zero_attn
+        and not attention.use_xformers
+        and all(type(linear) is nn.Linear and linear.bias is not None for linear in linears)
+    )
+
+
+def features(model: nn.Module, tokens: Tensor) -> Tensor:
+    """Last layer's output (batch, width) at the first token of right-padded ids (batch, length)."""
+    encoder = model.encoder.sentence_encoder
+    if not tokens.is_cuda:
+        tokens = F.pad(tokens, (0, -tokens.shape[1] % _LENGTH_STEP), value=encoder.padding_idx)
+    rows = Rows.of(tokens, encoder.padding_idx)
+    x = _embed(encoder, tokens, rows)
+    *layers, last = encoder.layers
+    for layer in layers:
+        x = _layer(layer, x, rows, first_only=False)
+    return _layer(last, x, rows, first_only=True)
+
+
+def _embed(encoder: nn.Module, tokens: Tensor, rows: Rows) -> Tensor:
+    """(tokens, width). Positions count from padding_idx + 1, as fairseq's ``utils.make_positions``."""
+    columns = torch.arange(tokens.shape[1], device=tokens.device) + encoder.padding_idx + 1
+    positions = columns.expand_as(tokens).flatten().index_select(0, rows.places)
+    x = encoder.embed_scale * encoder.embed_tokens(tokens.flatten().index_select(0, rows.places))
+    x = x + F.embedding(positions, encoder.embed_positions.weight, encoder.embed_positions.padding_idx)
+    if encoder.layernorm_embedding is not None:
+        x = encoder.layernorm_embedding(x)
+    return _dropout(encoder.dropout_module, x)
+
+
+def _dropout(module: nn.Module, x: Tensor) -> Tensor:
+    """fairseq's FairseqDropout."""
+    return dropout.dropout(x, module.p, module.training or module.apply_during_inference)
+
+
+def _layer(layer: nn.Module, x: Tensor, rows: Rows, first_only: bool) -> Tensor:
+    """Post-norm encoder layer (tokens, width) -> (tokens, width), or (batch, width) of the first tokens alone."""
+    attended = _attention(layer.self_attn, x, rows, first_only)
+    residual = x.index_select(0, rows.first) if first_only else x
+    x = layer.self_attn_layer_norm(residual + _dropout(layer.dropout_module, attended))
+    hidden = layer.fc1(x)
+    # fairseq's gelu goes through float32; torch's kernel computes in float32 whatever its type.
+    hidden = F.gelu(hidden) if layer.activation_fn.__name__ == "gelu" else layer.activation_fn(hidden)
+    hidden = layer.fc2(_dropout(layer.activation_dropout_module, hidden))
+    return layer.final_layer_norm(x + _dropout(layer.dropout_module, hidden))
+
+
+def _attention(attention: MultiheadAttention, x: Tensor, rows: Rows, first_only: bool) -> Tensor:
+    """Multi-head self-attention within each row, (tokens, width) -> (tokens or batch, width)."""
+    projections = [attention.q_proj, attention.k_proj, attention.v_proj]
+    if first_only:
+        query = projections.pop(0)(x.index_select(0, rows.first))
+    weight = torch.cat([projection.weight for projection in projections])
+    bias = torch.cat([projection.bias for projection in projections])
+    parts = F.linear(x, weight, bias)
+    heads, width = attention.num_heads, x.shape[-1]
+    p = attention.dropout_module.p if attention.dropout_module.training else 0.0
+    if p == 0.0 and not first_only and _has_varlen(parts):
+        from torch.nn.attention.varlen import varlen_attn
+
+        q, k, v = parts.view(-1, 3, heads, width // heads).unbind(1)
+        longest = rows.real.shape[1]
+        return attention.out_proj(varlen_attn(q, k, v, rows.bounds, rows.bounds, longest, longest).flatten(1))
+    batch, length = rows.real.shape
+    padded = rows.pad(parts).view(batch, length, -1, heads, width // heads).permute(2, 0, 3, 1, 4).unbind(0)
+    q = query.view(batch, 1, heads, -1).transpose(1, 2) if first_only else padded[0]
+    attended = _attend(q, *padded[-2:], rows.real[:, None, None, :], p).transpose(1, 2).reshape(batch, -1, width)
+    return attention.out_proj(attended.squeeze(1) if first_only else rows.pack(attended))
+
+
+def _has_varlen(x: Tensor) -> bool:
+    """FlashAttention, which torch's varlen_attn calls, is for half precision on Ampere and later GPUs."""
+    return x.is_cuda and x.dtype != torch.float32 and torch.cuda.get_device_capability(x.device) >= (8, 0)
+
+
+def _attend(q: Tensor, k: Tensor, v: Tensor, real: Tensor, p: float) -> Tensor:
+    """Scaled dot-product attention; torch's kernels for the CPU know no dropout and would fall back to a slower sum."""
+    if q.is_cuda or p == 0.0:
+        return F.scaled_dot_product_attention(q, k, v, attn_mask=real, dropout_p=p)
+    scores = (q * q.shape[-1] ** -0.5) @ k.transpose(-2, -1)
+    weights = scores.masked_fill_(~real, float("-inf")).softmax(-1)  # float32 under autocast
+    return dropout.dropout(weights.type_as(v), p, True) @ v

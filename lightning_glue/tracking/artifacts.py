@@ -1,0 +1,71 @@
+"""The exported model of a run: found by path or MLflow run id, on this machine or in the run's store."""
+
+from __future__ import annotations
+
+import atexit
+import re
+import shutil
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from lightning_glue.errors import UserError
+from lightning_glue.tracking.client import connect
+from lightning_glue.tracking.journal import delivered_run
+from lightning_glue.utils.digests import file_sha256
+from lightning_glue.utils.paths import local_folder
+from lightning_glue.utils.redact import first_line
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+
+_RUN_ID = re.compile(r"[0-9a-f]{32}")
+_EXPORT = "fairseq"  # the run's artifact folder
+_READ = ("checkpoint_best.pt", "input0/dict.txt", "vocab.json", "merges.txt", "bpecodes")  # what is read of it
+EXPORT_DIGEST = "lineage.export_sha256"  # the run's tag: SHA-256 of the exported checkpoint
+
+
+def locate(reference: str, uri: str | None) -> Path:
+    """The checkpoint, a file or an exported directory, behind a path or an MLflow run id.
+
+    Raises:
+        UserError: nothing is there, or not what the run left; names what was looked for.
+    """
+    path = Path(reference).expanduser()
+    if _RUN_ID.fullmatch(reference) and not path.exists():
+        return _exported_by(delivered_run(reference), uri)
+    if not path.exists():
+        raise UserError(f"{reference}: no checkpoint there; expected a file, a fairseq directory or an MLflow run id")
+    return path
+
+
+def _exported_by(run_id: str, uri: str | None) -> Path:
+    """The checkpoint in a run's fairseq directory: where it is on this machine, else downloaded until the exit."""
+    from mlflow.exceptions import MlflowException
+
+    try:
+        client = connect(uri, retries=2)
+        run = client.get_run(run_id)
+        store = local_folder(run.info.artifact_uri)
+        path = (store / _EXPORT if store else _download_export(client, run_id)) / "checkpoint_best.pt"
+    except (MlflowException, OSError) as error:
+        raise UserError(f"run {run_id}: no fairseq directory to be had ({first_line(error)})") from None
+    if not path.is_file():
+        raise UserError(f"run {run_id}: no fairseq directory to be had (no {_EXPORT}/{path.name} among its artifacts)")
+    expected = run.data.tags.get(EXPORT_DIGEST)
+    if expected and file_sha256(path) != expected:
+        raise UserError(f"run {run_id}: {path} is damaged: its SHA-256 is not the one that the run noted")
+    return path
+
+
+def _download_export(client: MlflowClient, run_id: str) -> Path:
+    """Bring here those files of a run's export that are read, and no other name that its store may list."""
+    target = Path(tempfile.mkdtemp(prefix="lightning-glue-"))
+    atexit.register(shutil.rmtree, target, ignore_errors=True)
+    listed = {item.path for item in client.list_artifacts(run_id, _EXPORT)}
+    for name in _READ:
+        if f"{_EXPORT}/{name.partition('/')[0]}" in listed:
+            folder = (target / name).parent
+            folder.mkdir(exist_ok=True)
+            client.download_artifacts(run_id, f"{_EXPORT}/{name}", str(folder))
+    return target

@@ -1,0 +1,388 @@
+"""The journal of a run: every parameter, metric, tag and artifact in the order it came, safe against any interruption.
+
+A journal is a folder that only its user can read. Its file ``records`` only ever grows: each record is its length and
+its CRC-32, four bytes each, little-endian, then JSON in printable ASCII. Nothing in it is ever moved or cut: readers
+skip what is damaged, writers go on behind whatever is there, and a position stays valid.
+The process that trains holds the lock ``alive``, which the kernel frees however the process ends.
+
+Records have one key, which tells their kind:
+    start: id, uri, experiment, name, params, tags, time (ms), system_metrics (seconds), config, run_id (or null);
+        optional: shared {tag, value, create}: the run is the one with this tag, which several journals write,
+        parent {tag, value}: the run belongs below the one with this tag
+    resume: time, tags, uri (or null; optional)
+    metrics: [[key, value, time, step], ...]        tags: {key: value}        inputs: [dataset, ...]
+    artifact: path below the run's artifacts        status: [FINISHED | FAILED | KILLED, time]
+    evict: path of an artifact no longer kept       register: true
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import json
+import os
+import re
+import sys
+import time
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import IO, Any
+
+from lightning_glue.errors import UserError
+from lightning_glue.tracking.state import State
+from lightning_glue.utils import files
+from lightning_glue.utils.console import command
+from lightning_glue.utils.redact import hide_secrets
+
+Record = dict[str, Any]
+JOURNALS = "mlruns/.journal"  # where they are unless tracking.journal says otherwise
+_HEAD = 8
+_MOST = 1 << 28  # bytes of a record; a longer one is damage
+_TEXT = re.compile(rb"[ -~]*")  # a payload; no head is such text, for the last byte of a length is below 17
+_WINDOW = 1 << 12  # bytes of the end that are looked at first
+_said: set[str] = set()
+
+
+def warn(text: str) -> None:
+    """Say something on stderr, once in the life of this process."""
+    if text not in _said:
+        _said.add(text)
+        print(f"warning: {hide_secrets(text)}", file=sys.stderr, flush=True)
+
+
+def encode(record: Record) -> bytes:
+    payload = json.dumps(record, separators=(",", ":")).encode()
+    length = len(payload).to_bytes(4, "little")
+    return length + zlib.crc32(length + payload).to_bytes(4, "little") + payload
+
+
+def _length(data: bytes, place: int) -> int:
+    return int.from_bytes(data[place : place + 4], "little")
+
+
+def _record_at(data: bytes, place: int) -> tuple[Record, int] | None:
+    """The record at ``place`` and the position of its end, if it is whole."""
+    begin = place + _HEAD
+    end = begin + _length(data, place)
+    if not begin < end <= begin + _MOST or end > len(data):
+        return None
+    payload = data[begin:end]
+    if zlib.crc32(payload, zlib.crc32(data[place : place + 4])) != _length(data, place + 4):
+        return None
+    try:
+        record = json.loads(payload)
+    except (ValueError, RecursionError):
+        return None
+    return (record, end) if isinstance(record, dict) else None
+
+
+def _next_record(data: bytes, place: int) -> int | None:
+    """Where the next whole record begins, from ``place`` on.
+
+    Every payload begins with an object's first key and is text, which a head is not. So five heads at most are tried
+    for each piece of text, and the time is linear in the data whatever they are.
+    """
+    text = data.find(b'{"', place + _HEAD)
+    while text >= 0:
+        length = _length(data, text - _HEAD)
+        if 0 < length <= _MOST and _TEXT.fullmatch(data, text, text + length) and _record_at(data, text - _HEAD):
+            return text - _HEAD
+        text = data.find(b'{"', text + 1)
+    return None
+
+
+def scan(data: bytes) -> Iterator[tuple[Record | None, int, int]]:
+    """The whole records in ``data`` with their begin and end; None for what is damaged between two of them.
+
+    What follows the last whole record is left out: it may be a record that is just being written.
+    """
+    place = 0
+    while place < len(data):
+        begin: int | None = place
+        found = _record_at(data, place)
+        if not found:
+            begin = _next_record(data, place + 1)
+            found = None if begin is None else _record_at(data, begin)
+            if begin is None or not found:
+                return
+            yield None, place, begin
+        record, end = found
+        yield record, begin, end
+        place = end
+
+
+def decode(data: bytes) -> Iterator[tuple[Record, int]]:
+    """The whole records in ``data``, each with the position of its end; what is damaged is skipped."""
+    return ((record, end) for record, _, end in scan(data) if record is not None)
+
+
+def now() -> int:
+    """Milliseconds since 1970, as MLflow counts."""
+    return int(time.time() * 1000)
+
+
+def _private(path: str, flags: int) -> int:
+    return os.open(path, flags, 0o600)
+
+
+class Journal:
+    """Reads and appends; several processes and threads may append, each through an object of its own."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder, self.path = folder, folder / "records"
+        self.damaged: list[tuple[int, int]] = []  # what reading skipped
+        self._file: IO[bytes] | None = None
+        self._checked: set[tuple[int, int | None]] = set()  # a position that was found to hold
+
+    def read(self, offset: int = 0) -> list[tuple[Record, int]]:
+        """Records from ``offset`` (the end of one) on, each with the position of its end.
+
+        What is damaged is skipped, kept in :attr:`damaged` and said once.
+        """
+        with open(self.path, "rb") as file:
+            file.seek(offset)
+            data = file.read()
+        records: list[tuple[Record, int]] = []
+        for record, begin, end in scan(data):
+            if record is not None:
+                records.append((record, offset + end))
+            elif (offset + begin, offset + end) not in self.damaged:
+                self.damaged.append((offset + begin, offset + end))
+                warn(
+                    f"the journal {self.path} is damaged from byte {offset + begin} to {offset + end}: what was "
+                    "recorded there is left out, all before and after it counts; nothing was removed from the file"
+                )
+        return records
+
+    def start(self) -> Record | None:
+        """What the run was started with; None where the journal does not tell."""
+        with open(self.path, "rb") as file:
+            head = file.read(_HEAD)
+            found = _record_at(head + file.read(min(_length(head, 0), _MOST)), 0)
+        if found:
+            start = found[0].get("start")
+        else:
+            start = next((record["start"] for record, _ in self.read() if "start" in record), None)
+        return start if isinstance(start, dict) else None
+
+    def status(self) -> str | None:
+        """The status the run ended with; None where it did not end or was resumed. Reads the end alone, if it can."""
+        records: list[tuple[Record, int]] = []
+        for records in self._last(self.path.stat().st_size):
+            if any(record.keys() & {"status", "resume", "start"} for record, _ in records):
+                break
+        return final_status(records)
+
+    def end(self) -> int:
+        """Where the last whole record ends."""
+        return next((records[-1][1] for records in self._last(self.path.stat().st_size) if records), 0)
+
+    def is_boundary(self, offset: int) -> bool:
+        """Whether a whole record ends at ``offset``, or it is 0: whether reading may go on there."""
+        if not 0 < offset <= self.path.stat().st_size:
+            return offset == 0
+        for records in self._last(offset):
+            if records:
+                return records[-1][1] == offset
+        return False
+
+    def _last(self, end: int) -> Iterator[list[tuple[Record, int]]]:
+        """The last records before ``end``, then more of them, at last all."""
+        window = _WINDOW
+        with open(self.path, "rb") as file:
+            while True:
+                begin = max(0, end - window)
+                file.seek(begin)
+                yield [(record, begin + after) for record, after in decode(file.read(end - begin))]
+                if not begin:
+                    return
+                window *= 16
+
+    def append(self, record: Record) -> None:
+        """Write a record behind all that is there.
+
+        Raises:
+            OSError: the disk is full, for instance; the journal is then as it was before.
+        """
+        if self._file is None:
+            self._file = open(self.path, "ab", buffering=0, opener=_private)  # noqa: SIM115 - close() closes it
+            with suppress(OSError):
+                os.fchmod(self._file.fileno(), 0o600)  # a journal of earlier versions
+        fcntl.flock(self._file, fcntl.LOCK_EX)
+        try:
+            before = os.fstat(self._file.fileno()).st_size
+            data = encode(record)
+            try:
+                while data:  # what did not fit: asking again tells why
+                    data = data[self._file.write(data) :]
+            except OSError:
+                self._file.truncate(before)
+                raise
+        finally:
+            fcntl.flock(self._file, fcntl.LOCK_UN)
+
+    def checksum(self, begin: int, end: int, before: int | None) -> int:
+        """CRC-32 of the journal up to ``end``, given that up to ``begin``."""
+        begin = begin if before is not None else 0
+        with open(self.path, "rb") as file:
+            file.seek(begin)
+            return zlib.crc32(file.read(end - begin), before or 0)
+
+    def position(self, offset: int, checksum: int | None) -> int | None:
+        """``offset`` if the journal up to there is what it was, so that one may go on behind it; else None.
+
+        Args:
+            checksum: of the journal up to there; None: it is not known, and a record has to end there.
+        """
+        if (offset, checksum) in self._checked:
+            return offset if self.path.stat().st_size >= offset else None
+        if self.path.stat().st_size < offset:
+            return None
+        holds = self.is_boundary(offset) if checksum is None else self.checksum(0, offset, None) == checksum
+        self._checked = {(offset, checksum)} if holds else set()
+        return offset if holds else None
+
+    def sync(self) -> None:
+        """Bring what was appended, by whomever, to the disk."""
+        files.sync(self.path)
+
+    def close(self) -> None:
+        if self._file:
+            self._file.close()
+            self._file = None
+
+    def artifact(self, path: str) -> Path:
+        """Where an artifact waits that is not in its store yet."""
+        return self.folder / "artifacts" / path
+
+
+def _open_lock(path: Path) -> IO[bytes] | None:
+    """The file of a lock, made if need be; None where it neither is nor can be made: nobody holds it then."""
+    try:
+        return open(path, "ab", opener=_private)
+    except OSError as error:
+        if error.errno not in (errno.EROFS, errno.EACCES, errno.EPERM):
+            raise
+        with suppress(FileNotFoundError):
+            return open(path, "rb")  # in a folder that can only be read
+        return None
+
+
+@contextmanager
+def try_lock(path: Path, *, wait: bool = False, shared: bool = False) -> Iterator[bool]:
+    """Hold the lock ``path``, if nobody else does or once nobody else does: yields whether.
+
+    Args:
+        shared: together with others who hold it so.
+    """
+    file = _open_lock(path)
+    if file is None:
+        yield True
+        return
+    with file:
+        try:
+            fcntl.flock(file, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | (0 if wait else fcntl.LOCK_NB))
+        except BlockingIOError:
+            yield False
+            return
+        yield True
+
+
+def is_alive(folder: Path) -> bool:
+    """Whether the training that writes this journal is at work."""
+    with try_lock(folder / "alive", shared=True) as free:
+        return not free
+
+
+def final_status(records: list[tuple[Record, int]]) -> str | None:
+    """The status a run ended with; None where it did not end or was resumed."""
+    for record, _ in reversed(records):
+        if "status" in record:
+            told = record["status"]
+            return told[0] if isinstance(told, list) and told else None
+        if "resume" in record or "start" in record:
+            return None
+    return None
+
+
+def survey(root: Path) -> tuple[list[Path], dict[Path, str]]:
+    """The journals below ``root`` that tell of a run, newest first, and why the others do not."""
+    found: list[tuple[float, str, Path]] = []
+    unusable: dict[Path, str] = {}
+    try:
+        folders = sorted(root.iterdir())
+    except FileNotFoundError:
+        return [], {}
+    except OSError as error:
+        return [], {root: f"{error.strerror}; expected a folder of journals, see tracking.journal"}
+    for folder in folders:
+        try:
+            if folder.is_dir() and (folder / "records").exists():
+                found.append((_started(folder), folder.name, folder))
+        except Unusable as error:
+            if not is_alive(folder):  # else it is just being made
+                unusable[folder] = str(error)
+        except OSError as error:
+            unusable[folder] = f"{error.strerror}; get rights there, or move it away"
+    return [folder for *_, folder in sorted(found, reverse=True)], unusable
+
+
+class Unusable(Exception):
+    """A journal that does not tell which run it is of."""
+
+
+def _started(folder: Path) -> float:
+    """When a journal's run was started, in ms."""
+    journal = Journal(folder)
+    size = journal.path.stat().st_size
+    start = journal.start()
+    if start:
+        when = start.get("time")
+        return when if isinstance(when, int | float) else 0
+    if State(folder).run_id:
+        return journal.path.stat().st_mtime * 1000
+    if not size:
+        raise Unusable("it is empty, its training got no further; it can be removed")
+    raise Unusable("its first record is lost, so it cannot be told which run it is of; move it away")
+
+
+def journals(root: Path) -> list[Path]:
+    """The journals below ``root``, newest first by their start; says which ones cannot be used."""
+    found, unusable = survey(root)
+    for folder, why in unusable.items():
+        warn(f"the journal {folder} is left out: {why}")
+    return found
+
+
+def find_journal(root: Path, run: str) -> Path | None:
+    """The journal of a run on this machine, by the journal's id or the run's."""
+    return next((folder for folder in journals(root) if run in (folder.name, _run_id(folder))), None)
+
+
+def _run_id(folder: Path) -> str | None:
+    with suppress(OSError):
+        return State(folder).run_id
+    return None
+
+
+def delivered_run(run: str, root: Path = Path(JOURNALS)) -> str:
+    """MLflow's id of a run, given that or the id of its journal.
+
+    Raises:
+        UserError: MLflow does not have it yet.
+    """
+    folder = find_journal(root, run)
+    if folder is None:
+        return run
+    run_id = State(folder).run_id
+    if not run_id:
+        raise UserError(f"run {run} has not reached MLflow yet; {sync_command(run, root)} delivers it")
+    return run_id
+
+
+def sync_command(run: str, root: Path) -> str:
+    """What delivers a run of the journals below ``root``, to be typed here."""
+    elsewhere = [] if root == Path(JOURNALS) else ["--journal", str(root)]
+    return command("python", "-m", "lightning_glue.sync", run, *elsewhere)

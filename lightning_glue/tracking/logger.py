@@ -1,0 +1,415 @@
+"""One MLflow run per training: everything goes to its journal, and from there, in another process, to the server."""
+
+from __future__ import annotations
+
+import shutil
+import time
+import uuid
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager, suppress
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pytorch_lightning.loggers.logger import Logger
+from pytorch_lightning.utilities import rank_zero_only
+
+from lightning_glue.data.binarize import SplitInfo
+from lightning_glue.errors import UserError
+from lightning_glue.tracking.courier import undelivered
+from lightning_glue.tracking.journal import (
+    JOURNALS,
+    Journal,
+    Record,
+    final_status,
+    find_journal,
+    now,
+    sync_command,
+    try_lock,
+    warn,
+)
+from lightning_glue.tracking.known_runs import Stores, advice, history, is_away, trouble_with
+from lightning_glue.tracking.mirror import usable_folder
+from lightning_glue.tracking.state import State
+from lightning_glue.tracking.watcher import is_watching, watch
+from lightning_glue.utils.files import CANNOT_WRITE, new_file, sync
+from lightning_glue.utils.paths import local_folder
+from lightning_glue.utils.redact import hide_secrets
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+History = dict[str, list[tuple[int, float]]]  # metric -> (step, value)
+
+_START_SECONDS = 30.0  # for the server to create the run; then training begins without
+# For the server to take the rest, then it is left to the watcher or to sync; a scheduler that stops us is impatient.
+_FINISH_SECONDS, _STOP_SECONDS = 60.0, 10.0
+_CHECK_SECONDS = 2.0  # between two looks at how the delivery is doing
+
+
+def _shown(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Values as they are recorded, where everybody may read them."""
+    return {key: hide_secrets(value) if isinstance(value, str) else value for key, value in values.items()}
+
+
+class MLflowTracker(Logger):
+    """A Lightning logger whose run process 0 owns; in other processes every method does nothing.
+
+    Nothing here waits for the network but :meth:`start` and :meth:`finish`, both for a limited time.
+
+    Args:
+        journal: folder of the journals.
+    """
+
+    def __init__(self, uri: str | None, experiment: str, run_name: str, journal: str | Path | None = None) -> None:
+        super().__init__()
+        self.uri, self._experiment, self._run_name = uri, experiment, run_name
+        self._given = uri  # None: the default, which moves with the project
+        self._root = Path(journal or JOURNALS)
+        # A tag, {"tag": name, "value": ...}, that tells the run this one belongs to (``parent``), or a run that several
+        # processes write together (``shared``; with "create": whether it is this one's to create).
+        self.parent: dict[str, Any] | None = None
+        self.shared: dict[str, Any] | None = None
+        self.history: History = {}
+        self.journal_id = ""
+        self._logged: dict[str, int] = {}  # last step of each metric before the run was resumed
+        self._state: State | None = None
+        self._artifacts = Path()
+        self._locks = ExitStack()
+        self._made: list[Path] = []  # folders, the innermost first
+        self._warned: set[bool] = set()
+        self._refused: set[str] = set()  # what was said to be
+        self._finished, self._checked = False, 0.0
+
+    @property
+    def name(self) -> str:
+        return self._experiment
+
+    @property
+    def version(self) -> str:
+        return self.run_id
+
+    @property
+    def folder(self) -> Path:
+        """The run's journal."""
+        return self._root / self.journal_id
+
+    @property
+    def run_id(self) -> str:
+        """MLflow's id of the run; until the server was reached, the journal's."""
+        return (self._state and self._state.run_id) or self.journal_id
+
+    @rank_zero_only
+    def start(
+        self,
+        params: Mapping[str, Any],
+        tags: Mapping[str, str],
+        system_metrics: float | None,
+        resume: str | None = None,
+    ) -> None:
+        """Open the run, or go on with an unfinished one.
+
+        Args:
+            system_metrics: seconds between two samples of the machine's use; None: no samples.
+            resume: id of the run to go on with, or of its journal. What it has is not logged a second time.
+
+        Raises:
+            UserError: the server refuses, the database or the artifact folder cannot be used, or the run is finished,
+                deleted or still at work. A server that does not answer is a warning.
+        """
+        folder = find_journal(self._root, resume) if resume else None
+        if folder:
+            self._reopen(folder, tags)
+        else:
+            folder = self._open(params, tags, system_metrics, resume)
+        self._watch()
+        self._wait_for_run(folder)
+        self._artifacts = self._artifact_folder()
+
+    def _open(
+        self, params: Mapping[str, Any], tags: Mapping[str, str], system_metrics: float | None, run_id: str | None
+    ) -> Path:
+        """A new journal, for a new run or for one whose journal is on another machine."""
+        self.journal_id = uuid.uuid4().hex
+        folder = self._root / self.journal_id
+        if run_id:
+            self._remember(history(self.uri, run_id))
+        start: Record = {
+            "id": self.journal_id,
+            "uri": self._given,
+            "experiment": self._experiment,
+            "name": self._run_name,
+            "run_id": run_id,
+            "time": now(),
+            "params": {} if run_id else {key: hide_secrets(str(value)) for key, value in params.items()},
+            "tags": _shown(tags),
+            "system_metrics": system_metrics,
+            "config": _shown(params),
+        }
+        start |= {key: mark for key, mark in {"parent": self.parent, "shared": self.shared}.items() if mark}
+        try:
+            self._made = [path for path in (folder, *folder.parents) if not path.exists()]
+            folder.mkdir(0o700, parents=True)
+            self._lock(folder)
+            self._journal = Journal(folder)
+            self._journal.append({"start": start})
+            self._journal.sync()
+            with suppress(OSError):  # of file systems that do not sync folders
+                sync(folder)
+                sync(self._root)
+        except OSError as error:
+            self._discard()
+            raise UserError(f"cannot write the journal {folder}: {error.strerror}; see tracking.journal") from None
+        return folder
+
+    def _reopen(self, folder: Path, tags: Mapping[str, str]) -> None:
+        self.journal_id = folder.name
+        try:
+            self._lock(folder)
+            self._journal = Journal(folder)
+            records = self._journal.read()
+        except OSError as error:
+            raise UserError(f"cannot use the journal {folder}: {error.strerror}") from None
+        if final_status(records) == "FINISHED":
+            raise UserError(f"run {State(folder).run_id or folder.name} is finished; there is nothing to resume")
+        if loss := Stores().loss(folder):
+            raise UserError(f"run {State(folder).run_id} {loss}; or start a new run without --resume")
+        points = [point for record, _ in records for point in record.get("metrics", ())]
+        self._remember((key, step, value) for key, value, _time, step in points)
+        self._append({"resume": {"time": now(), "tags": _shown(tags), "uri": self._given}})
+
+    def _remember(self, points: Iterator[tuple[str, int, float]]) -> None:
+        for name, step, value in points:
+            self.history.setdefault(name, []).append((step, value))
+            self._logged[name] = max(step, self._logged.get(name, -1))
+
+    def _lock(self, folder: Path) -> None:
+        deadline = time.monotonic() + 5  # others look whether the lock is free
+        while True:
+            with ExitStack() as attempt:
+                if attempt.enter_context(try_lock(folder / "alive")):
+                    self._locks = attempt.pop_all()
+                    return
+            if time.monotonic() > deadline:
+                raise UserError(f"run {State(folder).run_id or folder.name} is being trained by another process")
+            time.sleep(0.05)
+
+    def _watch(self) -> None:
+        try:
+            watch(self.folder)
+        except OSError as error:
+            later = sync_command(self.run_id, self._root)
+            warn(f"no process can be started that sends what is logged ({error.strerror}); {later} does")
+
+    def _wait_for_run(self, folder: Path) -> None:
+        """Wait until the watcher has created the run, or knows that it cannot."""
+        deadline = time.monotonic() + _START_SECONDS
+        self._state = State(folder)
+        while not self._state.run_id and not self._state.error and time.monotonic() < deadline:
+            time.sleep(0.02)
+            self._state = State(folder)
+        self.uri = self._state.uri or self.uri or f"sqlite:///{Path.cwd() / 'mlflow.db'}"
+        if self._state.fatal and not self._state.run_id:
+            error = str(self._state.error)
+            if self._made:
+                self._discard()
+            raise UserError(
+                f"MLflow at {hide_secrets(self.uri)} cannot be used: {hide_secrets(error)}; {advice(self.uri, error)}"
+            )
+        self._run_name = self._state.run_name or self._run_name
+        self._check_delivery()
+
+    def _artifact_folder(self) -> Path:
+        """Where artifacts are written: a local store's folder, which is tried, else the journal's."""
+        store = local_folder(self._state.artifact_uri) if self._state else None
+        trouble = store and trouble_with(store)
+        if trouble:
+            self._append({"status": ["FAILED", now()]})
+            self._locks.close()
+            raise UserError(
+                f"run {self.run_id}: MLflow at {hide_secrets(str(self.uri))} wants its artifacts in {store}, and that "
+                f"cannot be written here: {trouble}; where it is a folder of the server's machine, start the server "
+                "with --serve-artifacts, and use another tracking.experiment"
+            )
+        return store or self.folder / "artifacts"
+
+    def _discard(self) -> None:
+        """Remove what was made for a run that cannot be."""
+        folder, *parents = self._made or [self.folder]
+        with suppress(OSError), try_lock(folder / "delivery.lock", wait=True):  # the watcher writes nothing meanwhile
+            shutil.rmtree(folder, ignore_errors=True)
+        self._locks.close()
+        with suppress(OSError):  # others have put something there meanwhile
+            for parent in parents:
+                parent.rmdir()
+
+    def _append(self, record: Record) -> None:
+        try:
+            self._journal.append(record)
+        except OSError as error:
+            raise UserError(
+                f"cannot write the journal {self._journal.folder}: {error.strerror}; nothing before is lost: free "
+                f"space, then --resume {self.run_id}"
+            ) from None
+        if self._finished:
+            self._watch()
+
+    def _check_delivery(self) -> None:
+        """Say once that the server is away, and once that it refuses; have the journal watched where it is not."""
+        self._checked = time.monotonic()
+        self._state = State(self.folder)
+        error = self._state.error
+        if error and is_away(error) not in self._warned:
+            self._warned.add(is_away(error))
+            what = "does not answer" if is_away(error) else "does not take what is logged"
+            warn(
+                f"MLflow at {self.uri} {what} ({error[:160]}); training goes on, and the journal {self.folder} keeps "
+                "everything for it"
+            )
+        self._tell_refused()
+        if not is_watching(self.folder):
+            self._watch()
+
+    def _tell_refused(self) -> None:
+        """Say once what the server or its artifact store refused for good."""
+        assert self._state
+        for what, why in (self._state.left_out | self._state.refused).items():
+            if what not in self._refused:
+                self._refused.add(what)
+                warn(f"{what} of run {self.run_id} was refused and is only here, in {self.folder}: {why}")
+
+    @rank_zero_only
+    def log_inputs(self, task: str, splits: Mapping[str, SplitInfo]) -> None:
+        """Record each split's file, digest and row counts as an MLflow dataset input."""
+        inputs = [
+            {
+                "name": f"{task}/{name}",
+                "split": name,
+                "file": info.file,
+                "profile": {"rows": info.rows, "dropped": info.dropped, "skipped": info.skipped, "sha256": info.sha256},
+            }
+            for name, info in splits.items()
+        ]
+        self._append({"inputs": inputs})
+
+    @rank_zero_only
+    def log_hyperparams(self, params: Any, *args: Any, **kwargs: Any) -> None:
+        """Lightning's hook; the configuration is logged whole by :meth:`start`."""
+
+    @rank_zero_only
+    def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
+        step, time_ms = step or 0, now()
+        points = [
+            [name, float(value), time_ms, step]
+            for name, value in metrics.items()
+            if name != "epoch" and step > self._logged.get(name, -1)
+        ]
+        if points:
+            self._append({"metrics": points})
+        for name, value, *_ in points:
+            self.history.setdefault(name, []).append((step, value))
+        if time.monotonic() - self._checked > _CHECK_SECONDS:
+            self._check_delivery()
+
+    @rank_zero_only
+    def save(self) -> None:
+        """Bring the journal to the disk."""
+        self._journal.sync()
+
+    @rank_zero_only
+    def set_tags(self, tags: Mapping[str, str]) -> None:
+        self._append({"tags": _shown(tags)})
+
+    @rank_zero_only
+    def log_artifact(self, path: str) -> None:
+        """Record that the file ``path`` below :attr:`artifacts` was written or replaced."""
+        self._append({"artifact": path})
+
+    @rank_zero_only
+    def evict_artifact(self, path: str) -> None:
+        """Record that the checkpoint ``path`` below :attr:`artifacts` was deleted."""
+        self._append({"evict": path})
+
+    @property
+    def artifacts(self) -> Path:
+        """Where this process writes artifacts: a local artifact store itself, else a folder of the journal."""
+        return self._artifacts
+
+    @rank_zero_only
+    def log_text(self, text: str, path: str) -> None:
+        """Write a small artifact; where its store's disk takes no more, into the journal, and else say so."""
+        reason = None
+        for folder in (self._artifacts, self.folder / "artifacts"):
+            try:
+                (folder / path).parent.mkdir(parents=True, exist_ok=True)
+                with new_file(folder / path) as file:
+                    file.write(hide_secrets(text))
+                return self.log_artifact(path)
+            except OSError as error:
+                reason = error.strerror
+        warn(f"{path} of run {self.run_id} cannot be written to {self._artifacts}: {reason}")
+
+    @rank_zero_only
+    def log_figures(self, figures: Mapping[str, Figure]) -> None:
+        with self.artifact_folder("figures") as folder:
+            for name, figure in figures.items():
+                figure.savefig(folder / name)
+
+    @contextmanager
+    def artifact_folder(self, name: str) -> Iterator[Path]:
+        """A folder whose content becomes the run's artifact folder ``name``, written once if local."""
+        folder = self._artifacts / name
+        writing = False
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            writing = True
+            yield folder
+        except OSError as error:
+            if writing and error.errno not in CANNOT_WRITE:
+                raise  # of what the caller reads
+            raise UserError(f"cannot write {folder}: {error.strerror}; free space or get rights there") from error
+        for path in sorted(folder.rglob("*")):
+            if path.is_file():
+                self.log_artifact(str(path.relative_to(self._artifacts)))
+
+    @property
+    def local_artifacts(self) -> Path | None:
+        """The run's artifact folder on this machine, or None for a store that is remote or cannot be written."""
+        return usable_folder(self._state.artifact_uri) if self._state else None
+
+    @rank_zero_only
+    def finish(self, status: str, register: bool = False) -> None:
+        """Set the run's status, FINISHED, FAILED or KILLED, and wait a while for the server to take what is left.
+
+        Args:
+            register: the run's exported model, see :mod:`lightning_glue.tracking.registry`.
+        """
+        self._append({"status": [status, now()]})
+        if register:
+            self._append({"register": True})
+        with suppress(OSError):
+            self._journal.sync()
+        self._locks.close()
+        self._finished = True
+        self._check_delivery()
+        deadline = time.monotonic() + (_FINISH_SECONDS if status == "FINISHED" else _STOP_SECONDS)
+        end = self._journal.end()
+        while not self._state.is_delivered(end) and not self._state.error and time.monotonic() < deadline:
+            time.sleep(0.02)
+            self._state = State(self._journal.folder)
+        self._tell_refused()
+        left = undelivered(self._journal, self._state)
+        if left:
+            warn(
+                f"{left} records of run {self.run_id} have not reached MLflow at {self.uri}; a background process "
+                f"tries for a minute, then: {sync_command(self.run_id, self._root)}"
+            )
+
+    @property
+    def registered(self) -> str:
+        """What became of the model: its registered name, version and rank; empty where the server does not say yet."""
+        return self._state.registered if self._state else ""
+
+    @rank_zero_only
+    def describe(self) -> str:
+        """Where the run is, for a person."""
+        return f"{self._experiment} / {self._run_name} ({self.run_id}) at {hide_secrets(str(self.uri))}"

@@ -1,0 +1,179 @@
+"""Register a run's best model as ``glue-<task>``: ``python -m lightning_glue.registry RUN_ID``.
+
+Every finished training does so by itself (``tracking.register``); models of generated data are ``glue-<task>-sample``.
+The model is the run's exported fairseq directory itself, with an MLmodel file beside the weights: nothing is copied.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import tempfile
+import uuid
+from contextlib import suppress
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from lightning_glue.errors import UserError
+from lightning_glue.tasks import Task, get_task
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+    from mlflow.entities import Run
+    from mlflow.entities.model_registry import ModelVersion
+
+CHAMPION = "champion"
+_EXPORT = "fairseq"  # the run's artifact folder
+_LINEAGE, _DATA, _SCORE = ("lineage.", "mlflow.source.git.commit"), "data.", "score"  # tags of a version
+_CONTEST = "contest"  # tag of a version: another value each time that it asks to be champion
+
+
+def describe_model(task: Task, run_id: str, folder: Path) -> None:
+    """Write MLmodel, signature and input example of an exported directory into ``folder``."""
+    import pandas as pd
+    from mlflow import pyfunc
+    from mlflow.models import Model, ModelSignature
+    from mlflow.types import ColSpec, DataType, Schema
+
+    from lightning_glue.tasks import input_columns
+
+    texts = input_columns(task)
+    outputs = [ColSpec(DataType.double, f"probability_{label}") for label in task.labels]
+    outputs = [ColSpec(DataType.string, "label"), *outputs] if outputs else [ColSpec(DataType.double, "score")]
+    inputs = Schema([ColSpec(DataType.string, name) for name in texts])
+    model = Model(run_id=run_id, artifact_path=_EXPORT, signature=ModelSignature(inputs, Schema(outputs)))
+    pyfunc.add_to_model(model, loader_module="lightning_glue.serving")
+    example = pd.DataFrame({name: ["A sentence of the input."] for name in texts})
+    (folder / "input_example.json").write_text(json.dumps(example.to_dict(orient="split", index=False)))
+    model.saved_input_example_info = {
+        "artifact_path": "input_example.json", "type": "dataframe", "pandas_orient": "split",
+    }  # fmt: skip
+    model.save(str(folder / "MLmodel"))
+
+
+def digests(run: Run) -> dict[str, str]:
+    """Digest of each split that a run was trained and scored on."""
+    return {entry.dataset.name.rpartition("/")[2]: entry.dataset.digest for entry in run.inputs.dataset_inputs}
+
+
+def difference(one: dict[str, str], other: dict[str, str]) -> str:
+    """Which splits differ between two sets of digests, in words."""
+    names = [name for name in sorted(one.keys() | other.keys()) if one.get(name) != other.get(name)]
+    return "; ".join(f"{name} {one.get(name, 'none')[:12]} against {other.get(name, 'none')[:12]}" for name in names)
+
+
+def score(run: Run, task: Task) -> float:
+    name = f"best/{task.selection_metric}"
+    if name not in run.data.metrics:
+        raise UserError(f"run {run.info.run_id} has no metric {name}: it was not trained to its end")
+    return run.data.metrics[name]
+
+
+def promote(client: MlflowClient, name: str, version: ModelVersion, task: Task) -> str:
+    """Make a version the champion if it beats the holder on the same dev data; says what was decided.
+
+    What is compared stands on the versions themselves, so that a holder whose run was deleted can still be beaten.
+    The store has no comparison and assignment in one. Of trainings that end together each marks its version first,
+    and once it has set the alias looks whether another was marked meanwhile: the last one gives it to the best.
+    """
+    before = _contests(client, name)
+    client.set_model_version_tag(name, version.version, _CONTEST, uuid.uuid4().hex)
+    number = client.get_registered_model(name).aliases.get(CHAMPION)
+    if number is not None and str(number) != str(version.version):
+        holder = client.get_model_version(name, number)
+        if reason := _incomparable(holder, version):
+            return f"not compared with the champion, version {number}: {reason}"
+        if _score(version) <= _score(holder):
+            return _stays(holder, version, task)
+    client.set_registered_model_alias(name, CHAMPION, version.version)
+    rivals = [
+        rival for rival, mark in _contests(client, name).values() if before.get(rival.version, ("", ""))[1] != mark
+    ]
+    better = [rival for rival in rivals if not _incomparable(rival, version) and _score(rival) > _score(version)]
+    if better:
+        best = max(better, key=_score)
+        client.set_registered_model_alias(name, CHAMPION, best.version)
+        return _stays(best, version, task)
+    return f"the champion: {task.selection_metric} {_score(version):.4f}"
+
+
+def _contests(client: MlflowClient, name: str) -> dict[str, tuple[ModelVersion, str]]:
+    """The versions of a model that ever asked to be champion, by number, with the mark of the last time."""
+    found = client.search_model_versions(f"name = '{name}'")
+    return {version.version: (version, version.tags[_CONTEST]) for version in found if _CONTEST in version.tags}
+
+
+def _incomparable(one: ModelVersion, other: ModelVersion) -> str:
+    """Why two versions are not compared; empty if they can be."""
+    try:
+        _score(one)
+    except (KeyError, ValueError):  # registered by hand
+        return f"its tag {_SCORE!r} is no number"
+    return difference(_dev_data(one), _dev_data(other))
+
+
+def _score(version: ModelVersion) -> float:
+    return float(version.tags[_SCORE])
+
+
+def _stays(holder: ModelVersion, version: ModelVersion, task: Task) -> str:
+    scores = f"{task.selection_metric} {_score(holder):.4f} against {_score(version):.4f}"
+    return f"version {holder.version} stays champion: {scores}"
+
+
+def _dev_data(version: ModelVersion) -> dict[str, str]:
+    return {key.removeprefix(_DATA): value for key, value in version.tags.items() if key.startswith(_DATA + "dev")}
+
+
+def register(client: MlflowClient, run_id: str) -> tuple[str, str, str]:
+    """Register a finished run's best model once.
+
+    Returns:
+        The registered name, the version, and what became of the alias ``champion``.
+
+    Raises:
+        UserError: an unfinished or a diverged run, or one without an exported model.
+        MlflowException, OSError: the server is away or refuses.
+    """
+    run = client.get_run(run_id)
+    if run.info.status != "FINISHED" or "task.name" not in run.data.params:
+        raise UserError(f"run {run_id} is {run.info.status}; only a finished training can be registered")
+    task = get_task(run.data.params["task.name"])
+    score(run, task)
+    lost = [name for name, value in run.data.metrics.items() if name.startswith("best/") and not math.isfinite(value)]
+    if lost:
+        raise UserError(f"run {run_id}: {lost[0]} is no finite number, so the training diverged; not registered")
+    if not client.list_artifacts(run_id, _EXPORT):
+        raise UserError(f"run {run_id} has no folder {_EXPORT!r}: train with tracking.checkpoints=true")
+    name = task.experiment + ("-sample" if run.data.params.get("data.source") == "sample" else "")
+    version = _version_of(client, name, run_id) or _new_version(client, name, run, task)
+    return name, version.version, promote(client, name, version, task)
+
+
+def _version_of(client: MlflowClient, name: str, run_id: str) -> ModelVersion | None:
+    """The run's version, the first one if there are several; its model may be registered under other names, too."""
+    found = client.search_model_versions(f"name = '{name}' and run_id = '{run_id}'")
+    return min(found, key=lambda version: int(version.version), default=None)
+
+
+def _new_version(client: MlflowClient, name: str, run: Run, task: Task) -> ModelVersion:
+    with tempfile.TemporaryDirectory(prefix="lightning-glue-") as folder:
+        describe_model(task, run.info.run_id, Path(folder))
+        client.log_artifacts(run.info.run_id, folder, _EXPORT)
+    _make_registered_model(client, name, f"RoBERTa fine-tuned on {task.name}")
+    tags = {key: value for key, value in run.data.tags.items() if key.startswith(_LINEAGE)}
+    tags |= {f"{_DATA}{split}": digest for split, digest in digests(run).items()}
+    tags[_SCORE] = repr(score(run, task))
+    made = client.create_model_version(name, f"{run.info.artifact_uri}/{_EXPORT}", run.info.run_id, tags=tags)
+    first = _version_of(client, name, run.info.run_id) or made
+    if first.version != made.version:  # another process registered the same run just now
+        client.delete_model_version(name, made.version)
+    return first
+
+
+def _make_registered_model(client: MlflowClient, name: str, description: str) -> None:
+    from mlflow.exceptions import MlflowException
+
+    with suppress(MlflowException):  # it exists, or another training is just making it
+        client.create_registered_model(name, description=description)
+    client.get_registered_model(name)  # raises what really went wrong

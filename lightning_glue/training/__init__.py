@@ -1,0 +1,1 @@
+"""One training: module, metrics, optimizer, devices, checkpoints, and the run around it."""

@@ -1,0 +1,144 @@
+"""Training curves: loss, learning rate, gradient norm and throughput, and a line on the terminal per evaluation."""
+
+from __future__ import annotations
+
+import math
+import time
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+from pytorch_lightning.utilities import rank_zero_only
+
+from lightning_glue.data.datamodule import Batch
+from lightning_glue.training.module import Evaluation, GlueModule
+
+
+def dev_metrics(trainer: pl.Trainer, module: GlueModule) -> dict[str, float]:
+    """The last evaluation's metrics, for example ``dev/accuracy``."""
+    names = {split.name for split in module.task.dev}
+    return {name: float(value) for name, value in trainer.callback_metrics.items() if name.split("/")[0] in names}
+
+
+def _all_finite(module: pl.LightningModule) -> bool:
+    return all(bool(parameter.isfinite().all()) for parameter in module.parameters())
+
+
+class TrainingMonitor(pl.Callback):
+    """Logs ``train/*`` every ``every`` optimizer steps, and the dev metrics at the step they were measured.
+
+    Loss, examples/s, real tokens/s and padding ratio are of all processes and of the whole window since the last
+    point; the gradient norm and the learning rate are those of its last step. A training that has diverged ends here.
+    """
+
+    def __init__(self, every: int) -> None:
+        self.every = every
+        self.grad_norm: torch.Tensor | None = None
+        self._resumed: list[Any] | None = None
+
+    def _reset(self, device: torch.device) -> None:
+        # loss, micro-batches, examples, real tokens, tokens with padding: summed over processes in one call
+        self.window = torch.zeros(5, dtype=torch.float64, device=device)
+        self.since = time.perf_counter()
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self._reset(pl_module.device)
+        if self._resumed:
+            windows, elapsed = self._resumed
+            same = len(windows) == trainer.world_size
+            mine = windows[trainer.global_rank] if same else windows.sum(0) * trainer.is_global_zero
+            self.window += mine.to(pl_module.device)
+            self.since -= elapsed
+
+    def on_save_checkpoint(self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict) -> None:
+        windows = trainer.strategy.all_gather(self.window).reshape(-1, len(self.window)).cpu()
+        checkpoint["window"] = [windows, time.perf_counter() - self.since]
+
+    def on_load_checkpoint(self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict) -> None:
+        self._resumed = checkpoint["window"]
+
+    def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self._reset(pl_module.device)  # evaluation between epochs does not count as training time
+
+    def on_before_optimizer_step(self, trainer: pl.Trainer, pl_module: pl.LightningModule, _: Any) -> None:
+        if (trainer.global_step + 1) % self.every == 0:
+            gradients = [p.grad for p in pl_module.parameters() if p.grad is not None]
+            self.grad_norm = torch.nn.utils.get_total_norm(gradients)
+
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: GlueModule, outputs: Any, batch: Batch, batch_idx: int
+    ) -> None:
+        counted = len(batch["ids"]) if batch["scale"] else 0
+        self.window[0] += outputs["loss"].detach().double() * trainer.accumulate_grad_batches
+        self.window[1:] += torch.tensor(
+            [1.0, counted, batch["real_tokens"], batch["tokens"].numel()], dtype=torch.float64, device=pl_module.device
+        )
+        stepped = (batch_idx + 1) % trainer.accumulate_grad_batches == 0
+        if stepped and trainer.global_step % self.every == 0:
+            self._log(trainer, pl_module)
+
+    def on_train_end(self, trainer: pl.Trainer, pl_module: GlueModule) -> None:
+        if not pl_module.diverged and not _all_finite(pl_module):  # since the last point
+            pl_module.diverged = f"step {trainer.global_step}"
+
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: GlueModule) -> None:
+        for logger in trainer.loggers:
+            logger.log_metrics(dev_metrics(trainer, pl_module), step=trainer.global_step)
+
+    def _log(self, trainer: pl.Trainer, pl_module: GlueModule) -> None:
+        window = trainer.strategy.reduce(self.window, reduce_op="sum")
+        seconds = time.perf_counter() - self.since
+        loss, batches, examples, real, padded = window.tolist()
+        if not math.isfinite(loss) and not _all_finite(pl_module):
+            pl_module.diverged = f"step {trainer.global_step}, loss {loss / batches}"  # with fp16, a loss alone may be
+            trainer.should_stop = True
+        values = {
+            "train/loss": loss / batches,
+            "train/lr": trainer.lr_scheduler_configs[0].scheduler.get_last_lr()[0],
+            "train/examples_per_second": examples / seconds,
+            "train/tokens_per_second": real / seconds,
+            "train/padding_ratio": 1 - real / padded,
+        }
+        if self.grad_norm is not None:
+            values["train/grad_norm"] = float(self.grad_norm)
+        for logger in trainer.loggers:
+            logger.log_metrics(values, step=trainer.global_step)
+        self._reset(pl_module.device)
+
+
+class EvaluationLine(pl.Callback):
+    """Prints each evaluation's metrics on a line that stays, whatever the progress bar does."""
+
+    def __init__(self) -> None:
+        self.start = time.perf_counter()
+
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: GlueModule) -> None:
+        values = "  ".join(f"{name} {value:.4f}" for name, value in dev_metrics(trainer, pl_module).items())
+        elapsed = time.strftime("%H:%M:%S", time.gmtime(time.perf_counter() - self.start))
+        done = trainer.global_step * trainer.accumulate_grad_batches / trainer.num_training_batches
+        rank_zero_only(print)(
+            f"epoch {done:.4g}/{trainer.max_epochs}  step {trainer.global_step}  {values}  {elapsed}", flush=True
+        )
+
+
+class BestEvaluation(pl.Callback):
+    """Keeps the evaluation with the highest selection metric: its values, outputs and optimizer step."""
+
+    def __init__(self, metric: str) -> None:
+        self.metric = metric
+        self.values: dict[str, float] = {}
+        self.evaluations: dict[str, Evaluation] = {}
+        self.step = 0
+
+    def state_dict(self) -> dict[str, Any]:
+        outputs = {split: [e.outputs.cpu(), e.targets.cpu()] for split, e in self.evaluations.items()}
+        return {"values": self.values, "step": self.step, "outputs": outputs}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.values, self.step = state["values"], state["step"]
+        self.evaluations = {split: Evaluation(*tensors) for split, tensors in state["outputs"].items()}
+
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: GlueModule) -> None:
+        values = dev_metrics(trainer, pl_module)
+        if not self.values or values[self.metric] > self.values[self.metric]:
+            self.values, self.evaluations, self.step = values, dict(pl_module.evaluations), trainer.global_step

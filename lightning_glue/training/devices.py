@@ -1,0 +1,113 @@
+"""Which devices, processes and precision a run uses."""
+
+from __future__ import annotations
+
+import os
+import socket
+from dataclasses import dataclass
+
+import torch
+from pytorch_lightning.strategies import DDPStrategy, SingleDeviceStrategy, Strategy
+
+from lightning_glue.config import Config, TrainerConfig
+from lightning_glue.errors import UserError
+from lightning_glue.utils.launch import ALONE, Launch, launch
+
+
+@dataclass(frozen=True)
+class Devices:
+    """Lightning's names: accelerator ``cpu`` or ``cuda``, processes per node, nodes."""
+
+    accelerator: str
+    devices: int
+    nodes: int = 1
+
+    @property
+    def world(self) -> int:
+        return self.devices * self.nodes
+
+
+def resolve_devices(config: TrainerConfig) -> Devices:
+    """Read --gpus and --procs, or what torchrun or SLURM started.
+
+    Raises:
+        UserError: more GPUs than the machine has, --gpus together with --procs, or another number of processes than
+            torchrun or SLURM started.
+    """
+    available, found = torch.cuda.device_count(), launch()
+    gpus = min(available, 1) if config.gpus == "auto" else int(config.gpus)
+    if gpus > available or (gpus and found.complete and found.local_world > available):
+        if found.complete:
+            raise UserError(_too_few(found, available))
+        raise UserError(f"--gpus {gpus}: this machine shows {available} CUDA devices; use --gpus {available}")
+    if gpus and config.procs > 1:
+        raise UserError(f"--procs {config.procs} is for DDP on the CPU; with GPUs use --gpus alone, or --gpus 0")
+    accelerator = "cuda" if gpus else "cpu"
+    if found.complete:
+        _check_agreement(config, found)
+        return Devices(accelerator, found.local_world, found.nodes)
+    return Devices(accelerator, gpus or config.procs)
+
+
+def _too_few(found: Launch, available: int) -> str:
+    return (
+        f"{found.by} started {found.local_world} processes on this node, which see {available} CUDA devices each; "
+        "give every process all GPUs of the node (SLURM: --gpus-per-node, not --gpus-per-task), or use --gpus 0"
+    )
+
+
+def _check_agreement(config: TrainerConfig, found: Launch) -> None:
+    """Raise UserError where --gpus or --procs ask for another number of processes than there are."""
+    asked = {"--gpus": 0 if config.gpus == "auto" else int(config.gpus), "--procs": config.procs}
+    for option, number in asked.items():
+        if number > (option == "--procs") and number != found.local_world:
+            raise UserError(
+                f"{found.by} started {found.local_world} processes on each of {found.nodes} nodes, but {option} asks "
+                f"for {number}; leave {option} out, or start {number} on each node"
+            )
+
+
+def check_port(devices: Devices) -> None:
+    """Raise UserError where processes that Lightning is to start cannot meet at the MASTER_PORT of the environment."""
+    port = os.environ.get("MASTER_PORT", "")
+    if not port or devices.world == 1 or launch().by != ALONE:
+        return
+    try:
+        with socket.socket() as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            probe.bind(("", int(port)))
+    except (OSError, OverflowError, ValueError) as error:
+        why = getattr(error, "strerror", None) or "no port"
+        raise UserError(f"MASTER_PORT={port} cannot be used ({why}); unset it, or choose another") from None
+
+
+def resolve_strategy(devices: Devices) -> Strategy:
+    """Plain DDP over several processes.
+
+    The only buffers are version numbers, and evaluation gives processes different numbers of batches: broadcasting
+    buffers in every forward would be waste and would hang.
+    """
+    if devices.world == 1:
+        return SingleDeviceStrategy("cuda:0" if devices.accelerator == "cuda" else "cpu")
+    backend = "nccl" if devices.accelerator == "cuda" else "gloo"
+    return DDPStrategy(process_group_backend=backend, forward_sync_buffers=False, gradient_as_bucket_view=True)
+
+
+def resolve_precision(config: TrainerConfig, accelerator: str) -> str:
+    """``auto`` is bf16-mixed where the hardware multiplies bf16 matrices natively, else 32-true."""
+    if config.precision != "auto":
+        return config.precision
+    native = torch.cuda.is_bf16_supported(including_emulation=False) if accelerator == "cuda" else cpu_has_bf16()
+    return "bf16-mixed" if native else "32-true"
+
+
+def cpu_has_bf16() -> bool:
+    """Whether the processor multiplies bf16 matrices itself, with AMX or AVX-512; elsewhere float32 is faster."""
+    able = torch.cpu.get_capabilities()
+    return any(able.get(name, False) for name in ("amx_bf16", "avx512_bf16"))
+
+
+def resolve_eval_tokens(config: Config) -> int:
+    """Where not configured, what a CPU's caches hold (four times as many take 1.4 times as long), or fills a GPU."""
+    on_gpu = resolve_devices(config.trainer).accelerator == "cuda"
+    return config.data.eval_tokens or (16384 if on_gpu else 2048)

@@ -1,0 +1,176 @@
+"""A fine-tuned model scored on its dev splits, or its predictions of the test splits, as its run would make them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from lightning_glue.config import Config, flatten, unflatten
+from lightning_glue.errors import UserError
+from lightning_glue.tasks import Task, get_task
+
+if TYPE_CHECKING:
+    from lightning_glue.data.datamodule import GlueDataModule
+    from lightning_glue.inference.finetuned import FineTuned
+
+
+def evaluated_task(requested: str | None, own: Task) -> Task:
+    """The task to evaluate on: the model's own, or AX for a model of MNLI."""
+    task = get_task(requested) if requested else own
+    if task is not own and (own.name, task.name) != ("MNLI", "AX"):
+        raise UserError(f"the model was trained on {own.name} and cannot be evaluated on {task.name}: leave --task out")
+    return task
+
+
+def given_keys(overrides: list[str], data: str | None) -> set[str]:
+    """The keys of the configuration that a command line has a value for."""
+    keys = {override.partition("=")[0].lstrip("+~") for override in overrides}
+    return keys | ({"data.source"} if data or "data" in keys else set())
+
+
+def with_own_settings(config: Config, task: Task, own: dict[str, Any], given: set[str]) -> tuple[Config, str]:
+    """``config`` with the settings of the model's run, except those that were given, and what is to be said of it.
+
+    Files are looked for in the folder that the run's command line named, then in $GLUE_DIR, then where the run found
+    them by $GLUE_DIR, as far as these are on this machine; else in the cache.
+    """
+    flat = flatten(config)
+    flat |= {key: value for key, value in own.items() if key in flat.keys() - given - {"data.glue_dir"}}
+    named, inherited = own.get("data.glue_dir"), own.get("GLUE_DIR")
+    note = ""
+    if flat["data.source"] == "glue" and "data.glue_dir" not in given:
+        candidates = [named, config.data.glue_dir, inherited]
+        here = (
+            folder for folder in candidates if folder and (folder == config.data.glue_dir or has_task(task, folder))
+        )
+        flat["data.glue_dir"] = next(here, None)
+        was = named or inherited
+        if was and not has_task(task, was):
+            taken = flat["data.glue_dir"] or "the cache or a download"
+            note = f"the run read {task.directory} in {was}, which is not there; now from {taken}"
+    return unflatten(flat), note
+
+
+def has_task(task: Task, folder: str) -> bool:
+    return (Path(folder) / task.directory).is_dir()
+
+
+def make_data(config: Config, task: Task, fine_tuned: FineTuned) -> GlueDataModule:
+    from lightning_glue.data.binarize import prepare_configured
+    from lightning_glue.data.datamodule import GlueDataModule
+    from lightning_glue.model.roberta import token_limit
+    from lightning_glue.training.devices import resolve_eval_tokens
+
+    return GlueDataModule(
+        task,
+        lambda: prepare_configured(task, config.data, fine_tuned.tokenizer),
+        batch_size=1,
+        eval_tokens=resolve_eval_tokens(config),
+        max_tokens=token_limit(fine_tuned.model, config.data.max_tokens),
+    )
+
+
+def other_files(data: GlueDataModule, own: dict[str, Any]) -> list[str]:
+    """Dev files that are not those the run was scored on."""
+    scored = own.get("sha256", {})
+    return [info.file for name, info in data.prepared.splits.items() if scored.get(name, info.sha256) != info.sha256]
+
+
+def evaluate(config: Config, fine_tuned: FineTuned, data: GlueDataModule) -> dict[str, float]:
+    """Metrics of the dev splits by name; the same on every process and for any number of them."""
+    import pytorch_lightning as pl
+
+    from lightning_glue.training.callbacks import dev_metrics
+    from lightning_glue.training.devices import resolve_devices, resolve_precision, resolve_strategy
+    from lightning_glue.training.distributed import children_end_with_us, cluster_environment
+    from lightning_glue.training.module import GlueModule
+
+    devices = resolve_devices(config.trainer)
+    trainer = pl.Trainer(
+        accelerator=devices.accelerator,
+        devices=devices.devices,
+        num_nodes=devices.nodes,
+        strategy=resolve_strategy(devices),
+        precision=resolve_precision(config.trainer, devices.accelerator),
+        plugins=[cluster_environment()],
+        use_distributed_sampler=False,
+        logger=False,
+        enable_checkpointing=False,
+        enable_model_summary=False,
+        enable_progress_bar=False,
+    )
+    module = GlueModule(fine_tuned.model, data.task, config.optimizer, config.lr)
+    with children_end_with_us():
+        trainer.validate(module, data, verbose=False)
+    return dev_metrics(trainer, module)
+
+
+def predict(config: Config, fine_tuned: FineTuned, data: GlueDataModule, out: Path) -> list[Path]:
+    """Write the leaderboard files of the unlabelled splits, on the device and with the precision of the evaluation.
+
+    Raises:
+        UserError: there are no such splits.
+    """
+    from lightning_glue.inference.submission import write_submissions
+    from lightning_glue.training.devices import resolve_devices, resolve_precision
+
+    accelerator, task = resolve_devices(config.trainer).accelerator, data.task
+    data.setup("predict")
+    fine_tuned.model.to(accelerator)  # Lightning takes it back to the CPU
+    written = write_submissions(
+        fine_tuned.model,
+        task,
+        data.prepared,
+        out,
+        eval_tokens=data.eval_tokens,
+        max_tokens=data.max_tokens,
+        precision=resolve_precision(config.trainer, accelerator),
+    )
+    if not written:
+        names = ", ".join(split.file_name for split in task.test)
+        raise UserError(f"{task.name}: nothing to predict, no {names} beside the dev files; nothing was written")
+    return written
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """A model to be evaluated, the configuration for that, and its data.
+
+    Attributes:
+        note: what is to be said of the files; empty if nothing is.
+    """
+
+    fine_tuned: FineTuned
+    config: Config
+    data: GlueDataModule
+    note: str
+
+
+def load(reference: str, config: Config, given: set[str], task_name: str | None) -> Loaded:
+    """The model behind a run id or a path, with the settings of its run except those that were given.
+
+    Args:
+        config: devices, and the settings that were ``given`` (keys).
+        task_name: another task than the model's own: AX for a model of MNLI.
+
+    Raises:
+        UserError: there is no such model, or it cannot be evaluated so.
+    """
+    from lightning_glue.inference.finetuned import load_fine_tuned
+    from lightning_glue.model.checkpoint_file import reading
+    from lightning_glue.tracking.artifacts import locate
+    from lightning_glue.training.allocator import keep_freed_memory
+    from lightning_glue.training.devices import check_port, resolve_devices
+    from lightning_glue.training.distributed import prepare
+
+    prepare()
+    devices = resolve_devices(config.trainer)
+    check_port(devices)
+    if devices.accelerator == "cpu":
+        keep_freed_memory()
+    fine_tuned = load_fine_tuned(locate(reference, config.tracking.uri))
+    task = evaluated_task(task_name, fine_tuned.task)
+    with reading(str(fine_tuned.path)):
+        config, note = with_own_settings(config, task, fine_tuned.settings, given)
+    return Loaded(fine_tuned, config, make_data(config, task, fine_tuned), note)

@@ -1,0 +1,108 @@
+"""The LightningModule: fairseq's RoBERTa, its loss, optimizer and metrics for one GLUE task."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+
+from lightning_glue.config import OptimizerConfig
+from lightning_glue.data.datamodule import Batch
+from lightning_glue.model.roberta import RobertaModel, logits, task_loss
+from lightning_glue.tasks import Task
+from lightning_glue.training import metrics, optimizer
+from lightning_glue.training.metrics import SplitOutputs
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Outputs of one split in the order of its rows: outputs (examples, classes), targets (examples,)."""
+
+    outputs: torch.Tensor
+    targets: torch.Tensor
+
+
+@dataclass
+class Origin:
+    """What a checkpoint says of its run besides the weights, in plain values.
+
+    Attributes:
+        config: by dotted keys, without passwords.
+        lineage: what the model comes from besides data, configuration and commit.
+        data: digests of the splits, by name.
+    """
+
+    config: dict[str, Any] = field(default_factory=dict)
+    task: str = ""
+    lineage: dict[str, str] = field(default_factory=dict)
+    run_id: str = ""
+    data: dict[str, str] = field(default_factory=dict)
+
+
+class GlueModule(pl.LightningModule):
+    """Trains and evaluates ``model`` on ``task``.
+
+    Args:
+        lr: peak learning rate.
+        origin: saved with every checkpoint under ``lightning_glue``.
+    """
+
+    def __init__(
+        self, model: RobertaModel, task: Task, settings: OptimizerConfig, lr: float, origin: Origin | None = None
+    ) -> None:
+        super().__init__()
+        self.model, self.task, self.settings, self.lr = model, task, settings, lr
+        self.origin = origin or Origin()
+        self.dev_outputs = [SplitOutputs(task.num_outputs, task.is_regression) for _ in task.dev]
+        self.evaluations: dict[str, Evaluation] = {}  # the last evaluation, by split name
+        self.diverged = ""  # where the weights ceased to be numbers
+
+    def forward(self, tokens: torch.Tensor) -> torch.Tensor:
+        """Head outputs (batch, classes) for padded token ids (batch, length)."""
+        return logits(self.model, tokens)
+
+    def training_step(self, batch: Batch, _: int) -> torch.Tensor:
+        loss = task_loss(self(batch["tokens"]), batch["targets"]).sum() * batch["scale"]
+        self.log("loss", loss, prog_bar=True, logger=False)
+        return loss
+
+    def on_validation_epoch_start(self) -> None:
+        for collector in self.dev_outputs:
+            collector.start(self.device)
+
+    def validation_step(self, batch: Batch, _: int, dataloader_idx: int = 0) -> None:
+        if batch["scale"]:
+            self.dev_outputs[dataloader_idx].update(batch["ids"], self(batch["tokens"]), batch["targets"])
+
+    def on_validation_epoch_end(self) -> None:
+        for split, collector in zip(self.task.dev, self.dev_outputs):
+            outputs, targets = collector.compute()
+            self.evaluations[split.name] = Evaluation(outputs, targets)
+            values = metrics.compute(self.task, outputs, targets)
+            values["loss"] = metrics.mean_loss(task_loss(outputs, targets))
+            named = {f"{split.name}/{name}": value for name, value in values.items()}
+            self.log_dict(named, logger=False, add_dataloader_idx=False)  # TrainingMonitor logs them, with their step
+
+    def configure_optimizers(self) -> dict[str, Any]:
+        total = int(self.trainer.estimated_stepping_batches)
+        warmup = round(self.settings.warmup_ratio * total)
+        adam = optimizer.FairseqAdamW(
+            optimizer.parameter_groups(self.model, self.settings, self.lr),
+            lr=self.lr,
+            betas=tuple(self.settings.betas),
+            eps=self.settings.eps,
+            fused=True,
+        )
+        schedule = torch.optim.lr_scheduler.LambdaLR(
+            adam, lambda update: optimizer.polynomial_decay(update, warmup, total)
+        )
+        return {"optimizer": adam, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        checkpoint["lightning_glue"] = asdict(self.origin)
+        checkpoint["diverged"] = self.diverged
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        self.diverged = checkpoint.get("diverged", "")

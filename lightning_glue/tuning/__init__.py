@@ -1,0 +1,1 @@
+"""The search for hyperparameters: spaces, studies, the trials of this machine, recipes."""

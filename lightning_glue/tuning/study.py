@@ -1,0 +1,389 @@
+"""An Optuna study that several controllers share: its trials, their heartbeats, failures and retries.
+
+Whoever turns a waiting trial to RUNNING owns it, and every storage lets one alone do so, SQLite since
+:mod:`lightning_glue.tuning.storage` sees to it: no trial is lost or run twice. Only a few trials wait in the storage at
+a time: the study's maker queues the first ones, and whoever takes one queues the one so many places behind it. The
+number of trials is exact however many controllers take part; :mod:`lightning_glue.tuning.slots` says what decides.
+"""
+
+from __future__ import annotations
+
+import random
+import time
+import uuid
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import optuna
+from optuna.pruners import BasePruner, NopPruner
+from optuna.storages import BaseStorage
+from optuna.study import StudyDirection
+from optuna.trial import FrozenTrial, Trial, TrialState
+
+from lightning_glue.errors import UserError
+from lightning_glue.tuning.slots import SURPLUS, Slots, slot_of
+from lightning_glue.tuning.space import Space
+from lightning_glue.tuning.storage import Patience
+from lightning_glue.tuning.strategy import Sampler
+from lightning_glue.utils.processes import process_identity, process_is_gone
+
+STALE_BEATS = 4  # heartbeats missed by a trial whose machine is taken for dead
+AHEAD = 16  # trials that wait in the storage
+_STANDSTILL_SECONDS = 10.0  # without a new trial, after which the maker of a study is taken for dead
+_GAP_SECONDS = 1.0  # nothing waits although trials are missing: whoever was to queue them is gone
+_INTERRUPTED = "interrupted"  # reason of a failure that costs no retry
+_ID, _TOTAL = "id", "trials "  # attributes of a study; each total asked for is an attribute of its own: the largest is
+
+
+@dataclass(frozen=True)
+class Beat:
+    """Last sign of life of a trial as seen from here."""
+
+    text: str
+    seen: float  # time.monotonic()
+
+
+class SharedStudy:
+    """One controller's view of a study.
+
+    Args:
+        identity: what must be the same for all trials (task, metric, space, ...), compared with the stored study's.
+        heartbeat: seconds between two signs of life of a running trial.
+
+    Attributes:
+        id: tells the study from every other one of its name.
+        mine: ids of the trials that run under this controller.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        storage: BaseStorage,
+        sampler: Sampler,
+        pruner: BasePruner,
+        identity: Mapping[str, Any],
+        *,
+        heartbeat: float,
+        retries: int,
+    ) -> None:
+        self.name, self.storage, self.sampler, self.pruner = name, storage, sampler, pruner
+        self.heartbeat, self.retries = heartbeat, retries
+        self.mine: set[int] = set()
+        self.total, self.first, self.grows = 0, list[dict[str, Any]](), True
+        self._patiently = Patience(name, longest=min(10.0, heartbeat))
+        self._retry_before = 0  # number of the first trial that was not there when this controller began
+        self._gap_since: float | None = None
+        self._beats: dict[int, Beat] = {}
+        self._looked: tuple[float, int] = (0.0, 0)  # when, and after how many outages, the heartbeats were looked at
+        self._pulse = 0
+        self.created = self._create(identity)
+        if not self.created:
+            self._compare(identity)
+        self.id = self._own_id()
+
+    def _create(self, identity: Mapping[str, Any]) -> bool:
+        """Create the study; False where it exists. Exactly one of several controllers creates it."""
+        try:
+            study_id = self.storage.create_new_study([StudyDirection.MAXIMIZE], self.name)
+        except optuna.exceptions.DuplicatedStudyError:
+            return False
+        for key, value in {_ID: uuid.uuid4().hex, **identity}.items():  # who sees all of the identity sees the id
+            self.storage.set_study_user_attr(study_id, key, value)
+        return True
+
+    def _own_id(self) -> str:
+        """The study's id; one made by an earlier version gets the same one whichever controllers give it."""
+        stored = self.attributes()
+        if _ID not in stored:
+            known = stored.get("mlflow_run", self.study_id)  # random, where there is a run
+            self.set_attribute(_ID, uuid.uuid5(uuid.NAMESPACE_OID, f"{known} {self.name}").hex)
+            stored = self.attributes()
+        return stored[_ID]
+
+    def _compare(self, identity: Mapping[str, Any]) -> None:
+        stored = self.wait_for_attributes(identity)
+        for key, value in identity.items():
+            if stored[key] == value:
+                continue
+            if isinstance(value, dict):
+                parts = sorted(set(value) | set(stored[key]))
+                part = next(part for part in parts if value.get(part) != stored[key].get(part))
+                found, asked = stored[key].get(part, "not searched"), value.get(part, "not searched")
+                raise UserError(
+                    f"study {self.name!r} was made with another {key}: {part} is {found} there, {asked} here; "
+                    "use the same configuration or another --study"
+                )
+            raise UserError(
+                f"study {self.name!r} was made with {key} {stored[key]!r}, this command says {value!r}; "
+                "use the same configuration or another --study"
+            )
+
+    def wait_for_attributes(self, names: Mapping[str, Any] | set[str], seconds: float = 30) -> dict[str, Any]:
+        """The study's attributes once ``names`` are among them: another controller may be writing them just now."""
+        deadline = time.monotonic() + seconds
+        while True:
+            stored = self.attributes()
+            if set(names) <= set(stored):
+                return stored
+            if time.monotonic() > deadline:
+                missing = ", ".join(sorted(set(names) - set(stored)))
+                raise UserError(
+                    f"study {self.name!r} was not made by this program, or is damaged: it lacks {missing}; "
+                    "choose another --study"
+                )
+            time.sleep(0.2)
+
+    @cached_property
+    def study_id(self) -> int:
+        return self._patiently(lambda: self.storage.get_study_id_from_name(self.name))
+
+    @property
+    def study(self) -> optuna.Study:
+        """A fresh view: Optuna caches other controllers' trials between two calls of its own ask and tell."""
+        return self._view(optuna.samplers.RandomSampler())
+
+    def _view(self, sampler: optuna.samplers.BaseSampler) -> optuna.Study:
+        return optuna.load_study(study_name=self.name, storage=self.storage, sampler=sampler, pruner=self.pruner)
+
+    def trials(self, *states: TrialState) -> list[FrozenTrial]:
+        """To look at only: they are the storage's own."""
+        return self._patiently(
+            lambda: self.storage.get_all_trials(self.study_id, deepcopy=False, states=states or None)
+        )
+
+    def trial(self, trial_id: int) -> FrozenTrial:
+        return self._patiently(lambda: self.storage.get_trial(trial_id))
+
+    def attributes(self) -> dict[str, Any]:
+        return self._patiently(lambda: self.storage.get_study_user_attrs(self.study_id))
+
+    def set_attribute(self, name: str, value: Any) -> None:
+        self._patiently(lambda: self.storage.set_study_user_attr(self.study_id, name, value))
+
+    def set_trial_attribute(self, trial_id: int, name: str, value: Any) -> bool:
+        """False where the trial is finished: another controller has taken this one for dead."""
+
+        def attempt() -> bool:
+            try:
+                self.storage.set_trial_user_attr(trial_id, name, value)
+            except optuna.exceptions.UpdateFinishedTrialError:
+                return False
+            return True
+
+        return self._patiently(attempt)
+
+    def data_digests(self, ours: dict[str, str]) -> dict[str, str]:
+        """Digests of the data the study's values were measured on: those of its first training."""
+        stored = self.attributes().get("data")
+        if stored is None:
+            self.set_attribute("data", ours)
+        return ours if stored is None else stored
+
+    def asked_for(self) -> int:
+        """The most trials that any command has asked of the study; 0 where none has."""
+        names = [name for name in self.attributes() if name.startswith(_TOTAL)]
+        return max((int(name.removeprefix(_TOTAL)) for name in names), default=0)
+
+    def fill_queue(self, total: int, first: list[dict[str, Any]], *, grows: bool = True) -> None:
+        """Work for ``total`` trials that have not failed; those that failed before are tried again.
+
+        Args:
+            first: parameters of the first trials; a slot's trial has its own whoever makes it, and how often.
+            grows: whether this controller stays for more trials that another one asks for meanwhile.
+        """
+        self.total, self.first, self.grows = total, first, grows
+        self.set_attribute(f"{_TOTAL}{total}", True)
+        if not self.created:
+            self._wait_for_the_maker()
+        trials = self.trials()
+        self._retry_before = len(trials)
+        if self.created or not Slots(trials).waiting(total):  # else others are at work and queue what is missing
+            self._queue()
+        self.set_attribute("filled", True)
+
+    def _wait_for_the_maker(self) -> None:
+        """Until the first trials are queued, or no more come: then the maker has died over them."""
+        count, since = -1, time.monotonic()
+        while "filled" not in self.attributes() and time.monotonic() - since < _STANDSTILL_SECONDS:
+            before, count = count, len(self.trials())
+            since = since if count == before else time.monotonic()
+            time.sleep(0.1)
+
+    def _queue(self) -> None:
+        """Make trials for free slots until enough wait.
+
+        Others may be at it: each looks again before it makes one, and takes any of the slots but the study's maker.
+        """
+        while True:
+            slots = Slots(self.trials())
+            free = slots.free(self.total, self._retry_before)
+            if not free or len(slots.waiting(self.total)) >= AHEAD:
+                return
+            self._make(slots, free[0] if self.created else random.choice(free))
+
+    def _make(self, slots: Slots, slot: int) -> None:
+        template = slots.template(slot, self.first[slot] if slot < len(self.first) else {})
+        self._patiently(lambda: self.storage.create_new_trial(self.study_id, template))
+
+    def left(self) -> tuple[int, bool]:
+        """How many trials are still to be taken, as far as can be told, and whether any runs, here or elsewhere."""
+        slots = Slots(self.trials())
+        to_do = self.to_do(slots)
+        if not to_do and self.grows and self.asked_for() > self.total:
+            self.total = self.asked_for()
+            return self.left()
+        return to_do, slots.running()
+
+    def to_do(self, slots: Slots) -> int:
+        return len(slots.waiting(self.total)) + len(slots.free(self.total, self._retry_before))
+
+    def claim(self, space: Space) -> Trial | None:
+        """Own the next waiting trial, with its parameters drawn; None where none waits."""
+        from lightning_glue.tuning.space import suggest_parameters
+
+        slots = Slots(self.trials())
+        taken = self._take(slots)
+        if taken is None:
+            self._mind_the_gap(slots)
+            return None
+        trial_id = taken._trial_id
+        self.mine.add(trial_id)
+        following = slot_of(taken) + AHEAD
+        if following < self.total and slots.is_free(following, self._retry_before):
+            self._make(slots, following)
+        sampler = self.sampler(taken.user_attrs.get("retry_of", taken.number))
+
+        def draw() -> Trial | None:
+            try:
+                trial = Trial(self._view(sampler), trial_id)
+                suggest_parameters(trial, space)
+            except optuna.exceptions.UpdateFinishedTrialError:  # taken for dead meanwhile
+                self.mine.discard(trial_id)
+                return None
+            return trial
+
+        self.beat(trial_id)
+        return self._patiently(draw)
+
+    def _take(self, slots: Slots) -> FrozenTrial | None:
+        """Turn the first trial that waits to RUNNING; those that hold no slot are withdrawn."""
+        for waiting in slots.waiting(self.total):
+
+            def attempt(trial_id: int = waiting._trial_id) -> bool:
+                try:
+                    return self.storage.set_trial_state_values(trial_id, state=TrialState.RUNNING)
+                except optuna.exceptions.UpdateFinishedTrialError:
+                    return False
+
+            if not self._patiently(attempt):
+                continue
+            if slots.holds(waiting):
+                return waiting
+            self.finish(waiting._trial_id, TrialState.FAIL, reason=SURPLUS)
+        return None
+
+    def _mind_the_gap(self, slots: Slots) -> None:
+        """Queue trials where nothing waits for a while though slots are free: who was to do it has died."""
+        if slots.waiting(self.total) or not slots.free(self.total, self._retry_before):
+            self._gap_since = None
+        elif self._gap_since is None:
+            self._gap_since = time.monotonic()
+        elif time.monotonic() - self._gap_since > _GAP_SECONDS * (1 + random.random()):
+            self._gap_since = None
+            self._queue()
+
+    def beat(self, trial_id: int) -> bool:
+        """Show that the trial is alive; False where it was given up for dead and belongs to somebody else now."""
+        self._pulse += 1
+        if not self.set_trial_attribute(trial_id, "heartbeat", f"{process_identity()} {self._pulse}"):
+            self.mine.discard(trial_id)
+            return False
+        return True
+
+    def report(self, trial_id: int, step: int, value: float) -> bool:
+        """Record an evaluation; whether the trial should stop, pruned or given up for dead."""
+
+        def attempt() -> bool:
+            try:
+                self.storage.set_trial_intermediate_value(trial_id, step, value)
+            except optuna.exceptions.UpdateFinishedTrialError:
+                return True
+            if isinstance(self.pruner, NopPruner):
+                return False
+            return bool(self.pruner.prune(self.study, self.storage.get_trial(trial_id)))
+
+        return self._patiently(attempt)
+
+    def finish(self, trial_id: int, state: TrialState, value: float | None = None, **attributes: Any) -> bool:
+        """Set the final state; False, and no change, where another controller has finished the trial meanwhile."""
+        unsure = False  # whether the storage went away between doing it and saying so
+
+        def attempt() -> bool:
+            nonlocal unsure
+            try:
+                for key, entry in attributes.items():
+                    self.storage.set_trial_user_attr(trial_id, key, entry)
+                self.storage.set_trial_state_values(trial_id, state, None if value is None else [value])
+            except optuna.exceptions.UpdateFinishedTrialError:
+                return unsure and self.storage.get_trial(trial_id).state == state
+            except Exception:
+                unsure = True
+                raise
+            return True
+
+        if state == TrialState.PRUNED:
+            reported = self.trial(trial_id).intermediate_values
+            value = reported[max(reported)] if reported else None
+        self.mine.discard(trial_id)
+        return self._patiently(attempt)
+
+    def fail(self, trial_id: int, reason: str, *, again: bool, **attributes: Any) -> bool:
+        """Mark a trial FAIL and, if it is to run ``again`` and has retries left, queue its next attempt.
+
+        Returns:
+            Whether the trial goes on: in its next attempt, or elsewhere, where it was taken for dead. Should this
+            process die before that is queued, another one queues it.
+        """
+        trial = self.trial(trial_id)
+        attempts = trial.user_attrs.get("attempt", 0) + (reason != _INTERRUPTED)
+        again = again and attempts <= self.retries
+        if not self.finish(trial_id, TrialState.FAIL, reason=reason, attempts=attempts, again=again, **attributes):
+            return True
+        slots = Slots(self.trials())
+        if again and slots.is_free(slot_of(trial), 0):
+            self._make(slots, slot_of(trial))
+        return again
+
+    def interrupt(self) -> None:
+        """Give back every trial of this controller: they wait again, with what they have reached."""
+        for trial_id in list(self.mine):
+            self.fail(trial_id, _INTERRUPTED, again=True)
+
+    def reap(self) -> list[FrozenTrial]:
+        """Fail and queue again the trials whose controller is dead.
+
+        One on this machine is known dead when its process is gone; one elsewhere when its heartbeat has not changed for
+        ``STALE_BEATS`` intervals of this machine's own clock. Where this controller did not look for two intervals, or
+        the storage was away, the others could not be heard either: their time begins anew.
+        """
+        running = self.trials(TrialState.RUNNING)
+        now, before = time.monotonic(), self._looked
+        self._looked = (now, self._patiently.outages)
+        if now - before[0] > 2 * self.heartbeat or self._patiently.outages != before[1]:
+            self._beats.clear()
+        dead = []
+        for trial in running:
+            if trial._trial_id not in self.mine and self._is_dead(trial, now):
+                heard = trial.user_attrs.get("heartbeat")
+                self.fail(trial._trial_id, "its controller died" if heard else _INTERRUPTED, again=True)
+                dead.append(trial)
+        return dead
+
+    def _is_dead(self, trial: FrozenTrial, now: float) -> bool:
+        text = trial.user_attrs.get("heartbeat", "")
+        known = self._beats.get(trial._trial_id)
+        if known is None or known.text != text:
+            known = self._beats[trial._trial_id] = Beat(text, now)
+        return now - known.seen > STALE_BEATS * self.heartbeat or process_is_gone(text.rpartition(" ")[0])
