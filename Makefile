@@ -98,7 +98,7 @@ torture: $(INSTALLED) ## kill trainings, cut the power, fill the disk, feed host
 	@$(BIN)/python -m pytest -n0 -s -m torture tests $(ARGS)
 
 picture: $(INSTALLED) ## take the README's picture again, of the runs of SST-2 here
-	@$(BIN)/python tests/browser.py . glue-sst-2 docs/compare.png
+	@$(BIN)/python tests/helpers/browser.py . glue-sst-2 docs/compare.png
 
 lint: $(INSTALLED) ## check style
 	@$(BIN)/ruff check . && $(BIN)/ruff format --check .

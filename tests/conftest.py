@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 import signal
-import subprocess
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from zygote import Zygote
+from helpers.project import write_small_bpe
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # many small processes on few cores
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")  # as in the program
-ROOT = Path(__file__).resolve().parent.parent
 
 _TEST_BPE = "LIGHTNING_GLUE_TEST_BPE"  # where the processes of pytest-xdist find what the next line takes away
 _REAL_BPE = os.environ.pop("ROBERTA_BPE_DIR", None) or os.environ.get(_TEST_BPE)
@@ -76,32 +73,3 @@ def glue_dir(request: pytest.FixtureRequest, cache: Path, tmp_path_factory: pyte
 def bpe_dir(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """RoBERTa's real BPE files, or a small byte-level BPE of the same format."""
     return request.config.real_bpe or write_small_bpe(tmp_path_factory.mktemp("bpe"))
-
-
-def write_small_bpe(folder: Path) -> Path:
-    """encoder.json, vocab.bpe and dict.txt with the 256 bytes and the most frequent English letter pairs."""
-    from fairseq.data.encoders.gpt2_bpe_utils import bytes_to_unicode
-
-    symbols = list(bytes_to_unicode().values())
-    pairs = ["Ġ t", "h e", "Ġt he", "i n", "r e", "o n", "Ġ a", "e r", "n d", "Ġ s", "a t", "Ġ w", "e s", "Ġ o", "o u"]
-    symbols += [pair.replace(" ", "") for pair in pairs]
-    (folder / "encoder.json").write_text(json.dumps({symbol: i for i, symbol in enumerate(symbols)}))
-    (folder / "vocab.bpe").write_text("#version: 0.2\n" + "".join(f"{pair}\n" for pair in pairs), encoding="utf-8")
-    # Like the real dict.txt, not in the order of the ids, and one id short: that one becomes <unk>.
-    (folder / "dict.txt").write_text("".join(f"{i} {1000 - i}\n" for i in range(len(symbols) - 2, -1, -1)))
-    return folder
-
-
-_zygote: Zygote | None = None  # of this process of pytest, started by the first command
-
-
-def run(
-    *command: str, cwd: Path, check: bool = True, timeout: float = 120, **environment: str
-) -> subprocess.CompletedProcess[str]:
-    """Run ``python -m lightning_glue.<command>`` in ``cwd`` with a clean environment; show its output on failure."""
-    global _zygote
-    _zygote = _zygote or Zygote()
-    result = _zygote.run(command, cwd, {**os.environ, "PYTHONPATH": str(ROOT), **environment}, timeout)
-    if check and result.returncode != 0:
-        pytest.fail(f"{' '.join(command)} exited with {result.returncode}\n{result.stdout}\n{result.stderr}")
-    return result

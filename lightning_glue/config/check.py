@@ -29,7 +29,7 @@ def checked(schema: type[_Schema], values: Mapping[str, Any], prefix: str = "") 
     try:
         found = _validator(schema)(values)
     except ValidationError as error:
-        raise UserError(_in_words(dict(error.errors()[0]), prefix)) from None
+        raise UserError(_in_words(dict(error.errors()[0]), values, prefix)) from None
     _refuse_truth_for_number(found, values, prefix)
     return found
 
@@ -41,14 +41,16 @@ def _validator(schema: type[Any]) -> Callable[[Mapping[str, Any]], Any]:
     return TypeAdapter(schema).validate_python
 
 
-def _in_words(fault: dict[str, Any], prefix: str) -> str:
+def _in_words(fault: dict[str, Any], values: Any, prefix: str) -> str:
     """One line for an error of pydantic."""
-    kind, context, value = fault["type"], fault.get("ctx", {}), fault["input"]
-    names = [part for part in fault["loc"] if isinstance(part, str) and "[" not in part]
-    names = [name for name in names if name not in _KINDS]  # the members of a union
-    key = prefix + ".".join(names)
+    kind, context, names = fault["type"], fault.get("ctx", {}), []
+    for part in fault["loc"]:  # behind the key stand the member of a union and the place in a list
+        if isinstance(values, Mapping) and part in values:
+            values = values[part]
+            names.append(part)
+    key, value = prefix + ".".join(names), values
     if kind == "missing":
-        return f"{key} is missing"
+        return f"{prefix}{'.'.join([*names, str(fault['loc'][-1])])} is missing"
     if kind == "unexpected_keyword_argument":
         return f"unknown key {key!r}"
     if kind == "literal_error":

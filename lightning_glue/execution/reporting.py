@@ -41,6 +41,10 @@ class Reporting(pl.Callback):
         if trainer.strategy.broadcast(stop):
             self.pruned = trainer.should_stop = True
 
+    @property
+    def state_key(self) -> str:
+        return "Pruning"  # its name in checkpoints, since the first version
+
     def state_dict(self) -> dict[str, int]:
         return {"evaluations": self.evaluations, "pruned": self.pruned}
 

@@ -22,10 +22,10 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-import disks
 import pytest
 import torch
-from conftest import ROOT
+from helpers import disks
+from helpers.project import ROOT
 
 from lightning_glue.data.download import extract_tar
 from lightning_glue.data.tokenizer import read_dictionary

@@ -1,0 +1,216 @@
+"""Trainings and searches under a real SLURM of two nodes, each started in one of the ways that people start them."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import mlflow
+import pytest
+from helpers import slurm
+from helpers.project import ROOT
+from helpers.servers import free_port
+
+if why := slurm.missing():
+    pytest.skip(f"no SLURM here: {why}", allow_module_level=True)
+
+FLAGS = "--task WNLI --data sample --model tiny --gpus 0 tracking.system_metrics_seconds=null data.batch_size=32"
+TORCHRUN = f"{sys.executable} -m torch.distributed.run --nproc-per-node"
+TRAIN = f"hooked.py {FLAGS}"  # each process tells its place before the first step
+HOOKED = """
+import os
+from lightning_glue import module, train
+from lightning_glue.errors import run_main
+def tell(self):
+    node = os.environ.get("SLURMD_NODENAME")
+    line = f"rank {self.trainer.global_rank} of {self.trainer.world_size} on {node} from {self.trainer.global_step}\\n"
+    with open("ranks", "a") as file:
+        file.write(line)
+module.GlueModule.on_train_start = tell
+run_main(train.main)
+"""
+
+
+@pytest.fixture(scope="module")
+def nodes() -> Iterator[slurm.Slurm]:
+    folder = Path(tempfile.mkdtemp(prefix="slurm-"))
+    cluster = slurm.Slurm(folder)
+    try:
+        cluster.start()
+        yield cluster
+    finally:
+        cluster.stop()
+        shutil.rmtree(folder)
+
+
+@pytest.fixture
+def cluster(
+    nodes: slurm.Slurm, bpe_dir: Path, cache: Path, new_store: Callable[[Path], None], tmp_path: Path
+) -> slurm.Slurm:
+    nodes.environment |= {
+        "PYTHONPATH": str(ROOT), "ROBERTA_BPE_DIR": str(bpe_dir), "LIGHTNING_GLUE_CACHE": str(cache),
+        "OMP_NUM_THREADS": "1",
+    }  # fmt: skip
+    (tmp_path / "hooked.py").write_text(HOOKED)
+    new_store(tmp_path)
+    return nodes
+
+
+def documented_script() -> str:
+    """The training of docs/cluster.md as a job that fits here: the same options of SLURM, but for GPUs and numbers."""
+    text = (ROOT / "docs" / "cluster.md").read_text()
+    (script,) = (
+        block for block in re.findall(r"```bash\n(.*?)```", text, re.DOTALL) if "lightning_glue.train" in block
+    )
+    script = re.sub(r"^(export|source|cd) .*\n", "", script, flags=re.MULTILINE)  # the user's own places
+    fitting = {
+        "--ntasks-per-node=4 --gpus-per-node=4 --cpus-per-task=8": "--ntasks-per-node=1",
+        ".venv/bin/python -m lightning_glue.train": f"{sys.executable} hooked.py",
+        "--task MNLI --model roberta.large --gpus 4": f"{FLAGS} trainer.max_epochs=25",
+    }
+    for documented, here in fitting.items():
+        assert script.count(documented) == 1
+        script = script.replace(documented, here)
+    return script
+
+
+def submit(cluster: slurm.Slurm, folder: Path, script: str, *options: str) -> str:
+    """Queue a batch script that writes to ``out``; the job's number."""
+    (folder / "job.sh").write_text(script if script.startswith("#!") else f"#!/bin/bash\n{script}\n")
+    usual = ["--parsable", "--output=out", "--open-mode=append"]
+    queued = cluster.command("sbatch", *usual, *options, "job.sh", folder=folder)
+    assert queued.returncode == 0, queued.stderr
+    return queued.stdout.strip()
+
+
+def batch(cluster: slurm.Slurm, folder: Path, script: str, *options: str) -> str:
+    """Run a batch script to its end; what it printed."""
+    job = submit(cluster, folder, script, *options)
+    end = wait_for(lambda: state(cluster, job) not in ("PENDING", "RUNNING", "COMPLETING") and state(cluster, job))
+    said = (folder / "out").read_text()
+    assert end == "COMPLETED", said
+    return said
+
+
+def state(cluster: slurm.Slurm, job: str) -> str:
+    return field(cluster, job, "JobState")
+
+
+def field(cluster: slurm.Slurm, job: str, name: str) -> str:
+    found = re.search(rf"\b{name}=(\S+)", cluster.command("scontrol", "show", "job", job).stdout)
+    assert found
+    return found[1]
+
+
+def wait_for(ready: Callable[[], object], seconds: float = 400):
+    deadline = time.monotonic() + seconds
+    while not (found := ready()):
+        assert time.monotonic() < deadline
+        time.sleep(0.3)
+    return found
+
+
+def ranks(folder: Path) -> list[str]:
+    return sorted((folder / "ranks").read_text().splitlines())
+
+
+def finished_runs(folder: Path, experiment: str = "glue-wnli") -> list[mlflow.entities.Run]:
+    client = mlflow.MlflowClient(f"sqlite:///{folder / 'mlflow.db'}")
+    found = client.search_runs([client.get_experiment_by_name(experiment).experiment_id])
+    assert {one.info.status for one in found} == {"FINISHED"}
+    return found
+
+
+TWO_NODES = ("--nodes=2", "--ntasks-per-node=1")
+WAYS = {
+    "srun on two nodes": (
+        f"srun {sys.executable} {TRAIN} trainer.max_steps=2", TWO_NODES,
+        ["rank 0 of 2 on n1 from 0", "rank 1 of 2 on n2 from 0"],
+    ),
+    "srun -n 2, without --ntasks-per-node": (
+        f"srun -n 2 {sys.executable} {TRAIN} trainer.max_steps=2", ("--nodes=1", "--ntasks=2"),
+        ["rank 0 of 2 on n1 from 0", "rank 1 of 2 on n1 from 0"],
+    ),
+    "srun torchrun on two nodes": (
+        f"srun {TORCHRUN} 1 --nnodes 2 --rdzv-backend c10d --rdzv-endpoint 127.0.0.1:$PORT {TRAIN} trainer.max_steps=2",
+        TWO_NODES, [r"rank 0 of 2 on n. from 0", r"rank 1 of 2 on n. from 0"],
+    ),
+    "torchrun in a script with one task": (
+        f"{TORCHRUN} 2 --rdzv-backend c10d {TRAIN} trainer.max_steps=2", ("--ntasks=1",),
+        ["rank 0 of 2 on n1 from 0", "rank 1 of 2 on n1 from 0"],
+    ),
+    "no srun, --procs 2": (
+        f"{sys.executable} {TRAIN} --procs 2 trainer.max_steps=2", ("--ntasks=1",),
+        ["rank 0 of 2 on n1 from 0", "rank 1 of 2 on n1 from 0"],
+    ),
+    "no srun, two tasks": (
+        f"{sys.executable} {TRAIN} trainer.max_steps=2", ("--nodes=1", "--ntasks-per-node=2"),
+        ["rank 0 of 1 on n1 from 0"],
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("script", "options", "expected"), WAYS.values(), ids=WAYS)
+def test_all_processes_train_together(
+    script: str, options: tuple[str, ...], expected: list[str], cluster: slurm.Slurm, tmp_path: Path
+) -> None:
+    said = batch(cluster, tmp_path, f"export PORT={free_port()}\n{script}", *options)
+    assert "Traceback" not in said and "HINT" not in said
+    assert said.count("best evaluation") == 1
+    assert len(finished_runs(tmp_path)) == 1
+    found = ranks(tmp_path)
+    assert len(found) == len(expected)
+    assert all(re.fullmatch(pattern, line) for pattern, line in zip(expected, found)), found
+
+
+def test_in_salloc_the_command_is_alone(cluster: slurm.Slurm, tmp_path: Path) -> None:
+    command = [sys.executable, *TRAIN.split(), "trainer.max_steps=2"]
+    done = cluster.command("salloc", "-n", "4", *command, folder=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert ranks(tmp_path) == ["rank 0 of 1 on None from 0"]
+    assert len(finished_runs(tmp_path)) == 1
+
+
+def test_another_number_of_processes_than_srun_started_is_one_line_each(cluster: slurm.Slurm, tmp_path: Path) -> None:
+    done = cluster.command("srun", "-n", "2", sys.executable, *TRAIN.split(), "--procs", "4", folder=tmp_path)
+    assert done.returncode == 2
+    assert done.stderr.count("error: srun started 2 processes on each of 1 nodes, but --procs asks for 4; leave") == 2
+    assert "Traceback" not in done.stderr
+    assert not (tmp_path / "ranks").exists()
+
+
+def test_every_task_of_a_search_is_a_controller_whose_trials_train_by_themselves(
+    cluster: slurm.Slurm, tmp_path: Path
+) -> None:
+    command = f"{sys.executable} -m lightning_glue.tune {FLAGS} --trials 2 trainer.max_steps=2"
+    said = batch(cluster, tmp_path, f"srun {command}", *TWO_NODES)
+    assert "2 complete" in said
+    trials = [one for one in finished_runs(tmp_path) if "optuna.trial" in one.data.tags]
+    assert sorted(one.data.tags["optuna.trial"] for one in trials) == ["0", "1"]
+
+
+@pytest.mark.parametrize("number", ["TERM", "USR1"])
+def test_a_job_that_is_warned_saves_and_goes_on_as_the_same_run_when_it_is_requeued(
+    number: str, cluster: slurm.Slurm, tmp_path: Path
+) -> None:
+    """``--signal`` sends what scancel sends here, to the same processes: the steps of the job."""
+    job = submit(cluster, tmp_path, documented_script())
+    wait_for(lambda: (tmp_path / "ranks").exists() and len(ranks(tmp_path)) == 2)
+    wait_for(lambda: "epoch 2/" in (tmp_path / "out").read_text())
+    assert cluster.command("scancel", f"--signal={number}", job).returncode == 0
+    wait_for(lambda: "goes on" in (tmp_path / "out").read_text())
+    wait_for(lambda: state(cluster, job) not in ("RUNNING", "COMPLETING"))
+    assert cluster.command("scontrol", "requeue", job).returncode == 0
+    wait_for(lambda: field(cluster, job, "Restarts") == "1" and state(cluster, job) == "COMPLETED")
+    said = (tmp_path / "out").read_text()
+    (run,) = finished_runs(tmp_path)
+    assert "resuming run" in said
+    client = mlflow.MlflowClient(f"sqlite:///{tmp_path / 'mlflow.db'}")
+    steps = [point.step for point in client.get_metric_history(run.info.run_id, "dev/accuracy")]
+    assert steps == sorted(set(steps)) and len(steps) == 25
+    assert len(ranks(tmp_path)) == 4 and not any(line.endswith("from 0") for line in ranks(tmp_path)[1::2])
