@@ -55,21 +55,22 @@ class Courier:
         self._began: Record | None = None
         self._looked = 0.0  # for the parent run
 
-    def deliver(self, *, wait: bool = False, again: bool = False) -> int:
+    def deliver(self, *, wait: bool = False, again: bool = False, last: bool = False) -> int:
         """Send everything new; the number of records sent.
 
         Args:
             wait: where another process is delivering this journal, until it is through; else that one does it.
             again: try what was refused for good once more.
+            last: the training is gone.
 
         Raises:
             Undelivered: the server is away or refuses.
         """
         sent = self._deliver_records(wait, again)
         if not self.background:
-            return sent + self.uploads.deliver(wait=wait, again=again)
-        if not (self._thread and self._thread.is_alive()) and self.uploads.is_due(self.state.offset):
-            self._thread = threading.Thread(target=self._upload, daemon=True)
+            return sent + self.uploads.deliver(wait=wait, again=again, last=last)
+        if not (self._thread and self._thread.is_alive()) and self.uploads.is_due(self.state.offset, last):
+            self._thread = threading.Thread(target=self._upload, args=(last,), daemon=True)
             self._thread.start()
         return sent
 
@@ -82,9 +83,9 @@ class Courier:
         on_its_way = self._thread is not None and self._thread.is_alive()
         return not on_its_way and State(self.folder).upload_error is not None
 
-    def _upload(self) -> None:
+    def _upload(self, last: bool) -> None:
         with suppress(Undelivered, OSError):  # noted in the state; a folder that is gone needs no delivery
-            self.uploads.deliver()
+            self.uploads.deliver(last=last)
 
     def _deliver_records(self, wait: bool, again: bool) -> int:
         with try_lock(self.folder / "delivery.lock", wait=wait) as mine:

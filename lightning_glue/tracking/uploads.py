@@ -47,15 +47,18 @@ class Uploads:
         self._looked = -1  # the position of the records at the last pass
         self._delay, self._due = 0.0, 0.0
 
-    def is_due(self, offset: int) -> bool:
+    def is_due(self, offset: int, last: bool = False) -> bool:
         """Whether a pass would find something to do, now that the records are delivered up to ``offset``."""
-        return offset != self._looked or (bool(self._delay) and time.monotonic() >= self._due)
+        if self._delay:
+            return offset != self._looked or time.monotonic() >= self._due
+        return offset != self._looked or (last and self.state.uploads < offset)
 
-    def deliver(self, *, wait: bool = False, again: bool = False) -> int:
+    def deliver(self, *, wait: bool = False, again: bool = False, last: bool = False) -> int:
         """One pass over what is new; the number of records done with.
 
         Args:
             again: what was refused, too.
+            last: the training is gone, so the position is kept however little it has moved.
 
         Raises:
             Undelivered: something is left that may arrive later.
@@ -70,7 +73,7 @@ class Uploads:
             error: Exception | None = None
             done = 0
             try:
-                done = self._pass(again)
+                done = self._pass(again, last)
             except Exception as one:  # of any store's client
                 error = one
             self._delay = min(max(2 * self._delay, _BACKOFF[0]), _BACKOFF[1]) if error else 0.0
@@ -81,7 +84,7 @@ class Uploads:
                 raise Undelivered(self.state.upload_error) from error
             return done
 
-    def _pass(self, again: bool) -> int:
+    def _pass(self, again: bool, last: bool) -> int:
         state = self.state
         position = self.journal.position(state.uploads, state.uploads_prefix)
         if position is None or state.uploads > state.offset:
@@ -97,7 +100,7 @@ class Uploads:
             raise Undelivered(f"{failure[0]}: {brief(failure[1])}") from failure[1]
         count = sum(any(kind in record for kind in KINDS) for record, _ in records)
         ended = any("status" in record for record, _ in records)
-        known = state.upload_error is not None or again or bool(plan) or ended
+        known = state.upload_error is not None or again or last or bool(plan) or ended
         if known or state.offset - state.uploads > _LAG:
             state.uploads_prefix = self.journal.checksum(state.uploads, state.offset, state.uploads_prefix)
             state.uploads, state.upload_error = state.offset, None

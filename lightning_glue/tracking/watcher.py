@@ -171,7 +171,7 @@ class Watch:
             alive = self._look()
             if time.monotonic() < self.due:
                 return True
-            self.courier.deliver()
+            self.courier.deliver(last=not alive)
             self.delay = 0.0
             if alive and not self.sampled:
                 self._sample()

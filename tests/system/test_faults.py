@@ -32,7 +32,7 @@ def _environment(bpe_dir: Path, cache: Path, monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
 
 
-TORCHRUN = ("-m", "torch.distributed.run", "--nproc-per-node", "2", "--rdzv-backend", "c10d")
+TORCHRUN = ("-m", "torch.distributed.run", "--nproc-per-node", "2", "--standalone")
 
 
 def start(folder: Path, *arguments: str, hook: str = "", launcher: tuple[str, ...] = ()) -> subprocess.Popen[str]:

@@ -141,7 +141,7 @@ WAYS = {
         TWO_NODES, [r"rank 0 of 2 on n. from 0", r"rank 1 of 2 on n. from 0"],
     ),
     "torchrun in a script with one task": (
-        f"{TORCHRUN} 2 --rdzv-backend c10d {TRAIN} trainer.max_steps=2", ("--ntasks=1",),
+        f"{TORCHRUN} 2 --standalone {TRAIN} trainer.max_steps=2", ("--ntasks=1",),
         ["rank 0 of 2 on n1 from 0", "rank 1 of 2 on n1 from 0"],
     ),
     "no srun, --procs 2": (

@@ -566,8 +566,7 @@ def test_a_training_that_a_full_disk_ended_reads_failed(store: str, monkeypatch:
     watch = watcher.Watch(tracker.folder)
     with monkeypatch.context() as patch:
         patch.setattr(Journal, "append", lambda *_: (_ for _ in ()).throw(OSError(errno.ENOSPC, "full")))
-        while watch.tend():
-            pass
+        wait_for(lambda: not watch.tend())
     run = the_run(store, "e")
     assert (run.info.status, run.data.metrics) == ("FAILED", {"loss": 1.0})
 

@@ -177,7 +177,7 @@ def test_a_rank_that_still_imports_ends_with_rank_0(bpe_dir: Path, cache: Path, 
 
 
 def test_ranks_end_with_torchrun(bpe_dir: Path, cache: Path, tmp_path: Path) -> None:
-    command = ["torch.distributed.run", "--nproc-per-node", "2", "--rdzv-backend", "c10d", "-m", *TRAIN]
+    command = ["torch.distributed.run", "--nproc-per-node", "2", "--standalone", "-m", *TRAIN]
     torchrun = run_module(tmp_path, *command, "trainer.max_epochs=2000", ROBERTA_BPE_DIR=str(bpe_dir))
     wait_for(lambda: list(tmp_path.glob("mlruns/.journal/*/records")), torchrun)
     ranks = offspring(torchrun, "lightning_glue.train")
