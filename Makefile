@@ -95,7 +95,7 @@ test: $(INSTALLED) ## run the tests; GLUE_DIR and ROBERTA_BPE_DIR let them use r
 	@$(BIN)/python -m pytest $(ARGS)
 
 torture: $(INSTALLED) ## kill trainings, cut the power, fill the disk, feed hostile files; TORTURE_SEED=<n> repeats a run
-	@$(BIN)/python -m pytest -n0 -s -m torture tests $(ARGS)
+	@$(BIN)/python -m pytest -m torture --timeout 900 $(ARGS)
 
 picture: $(INSTALLED) ## take the README's picture again, of the runs of SST-2 here
 	@$(BIN)/python tests/helpers/browser.py . glue-sst-2 docs/compare.png

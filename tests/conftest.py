@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import random
 import shutil
 import signal
 from collections.abc import Callable
@@ -20,7 +21,12 @@ _REAL_GLUE = os.environ.pop("GLUE_DIR", None)
 os.environ.pop("MLFLOW_TRACKING_URI", None)
 
 
+# What takes longest begins first, so that the processes of pytest-xdist end together.
+_FIRST = ("torture", "system", "training", "tuning", "tracking", "data", "model", "export", "utils")
+
+
 def pytest_configure(config: pytest.Config) -> None:
+    os.environ.setdefault("TORTURE_SEED", str(random.SystemRandom().randrange(10**6)))  # xdist's processes inherit it
     signal.signal(signal.SIGINT, signal.default_int_handler)  # a background job ignores it, and so would its children
     # Absolute: the tests run the program in temporary folders. Handed on through fixtures, never by accident.
     config.real_bpe = Path(_REAL_BPE).resolve() if _REAL_BPE else None
@@ -29,6 +35,14 @@ def pytest_configure(config: pytest.Config) -> None:
         os.environ[_TEST_BPE] = str(config.real_bpe)
     if _REAL_GLUE:
         os.environ["GLUE_DIR"] = str(config.real_glue)
+
+
+def pytest_report_header() -> str:
+    return f"TORTURE_SEED={os.environ['TORTURE_SEED']} repeats this run's random faults"
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    items.sort(key=lambda item: _FIRST.index(name) if (name := item.path.parent.name) in _FIRST else len(_FIRST))
 
 
 @pytest.fixture(scope="session")

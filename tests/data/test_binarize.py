@@ -10,7 +10,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
-from helpers.project import run
+from helpers.project import run, torture
 
 from lightning_glue.data import binarize, reader, sources
 from lightning_glue.errors import UserError
@@ -53,7 +53,7 @@ def contents(folder: Path) -> dict[str, bytes]:
     }
 
 
-@pytest.mark.parametrize("task", ["RTE", "STS-B"])
+@pytest.mark.parametrize("task", ["RTE", torture("STS-B")])
 def test_bytes_equal_those_of_fairseqs_script(task: str, glue_dir: Path, bpe_dir: Path, tmp_path: Path) -> None:
     theirs = contents(run_fairseq_script(tmp_path, glue_dir, bpe_dir, task))
     arguments = ["--task", task, "--out", "ours", "--glue-dir", str(glue_dir), "--bpe-dir", str(bpe_dir)]
@@ -64,7 +64,7 @@ def test_bytes_equal_those_of_fairseqs_script(task: str, glue_dir: Path, bpe_dir
     assert "input1/valid.bin" in ours
 
 
-@pytest.mark.parametrize("task", ["MNLI", "QQP", "CoLA"])
+@pytest.mark.parametrize("task", [torture("MNLI"), torture("QQP"), "CoLA"])
 def test_special_layouts_equal_those_of_fairseqs_script(task: str, bpe_dir: Path, tmp_path: Path) -> None:
     """Two dev sets, rows fairseq drops, no header: on short files, since the script is slow."""
     glue = sources.glue_directory(TASKS[task], "sample", None)

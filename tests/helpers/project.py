@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -41,3 +42,8 @@ def run(
     if check and result.returncode != 0:
         pytest.fail(f"{' '.join(command)} exited with {result.returncode}\n{result.stdout}\n{result.stderr}")
     return result
+
+
+def torture(*values: object) -> Any:
+    """A case of a parametrized test that ``make torture`` alone tries: a cheaper one shows the same."""
+    return pytest.param(*values, marks=pytest.mark.torture)

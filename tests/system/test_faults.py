@@ -90,6 +90,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory, bpe_dir: Path, cache: Path) 
     return folder
 
 
+@pytest.mark.torture
 def test_random_kills_leave_no_trace_in_the_history(whole: Path, tmp_path: Path) -> None:
     """kill -9 at random moments, each time resumed: record by record the history of the uninterrupted training."""
     reference, folder = whole, tmp_path / "run"
@@ -119,6 +120,7 @@ def _records(folder: Path) -> int:
     return sum(len(Journal(one).read()) for one in journals(folder / "mlruns" / ".journal"))
 
 
+@pytest.mark.torture
 def test_a_server_killed_three_times_has_everything(whole: Path, tmp_path: Path) -> None:
     (tmp_path / "server").mkdir()
     server = MlflowServer(tmp_path / "server")
@@ -191,6 +193,7 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
     subprocess.run(["umount", str(folder)], check=True)
 
 
+@pytest.mark.torture
 def test_a_full_disk_is_a_clear_error_and_a_resumable_run(whole: Path, small_disk: Path, tmp_path: Path) -> None:
     (small_disk / "ballast").write_bytes(b"x" * 88_000)
     flags = ["trainer.max_epochs=12", f"tracking.journal={small_disk / 'journal'}"]
@@ -208,6 +211,7 @@ def test_a_full_disk_is_a_clear_error_and_a_resumable_run(whole: Path, small_dis
     assert the_run(database(tmp_path / "run"))[1].info.status == "FINISHED"
 
 
+@pytest.mark.torture
 @pytest.mark.parametrize("rank", [0, 1])
 @pytest.mark.parametrize("way", ["raise ValueError('no such luck')", "os.kill(os.getpid(), signal.SIGKILL)"])
 def test_the_end_of_any_process_ends_all_and_marks_the_run(rank: int, way: str, tmp_path: Path) -> None:
@@ -223,6 +227,7 @@ def test_the_end_of_any_process_ends_all_and_marks_the_run(rank: int, way: str, 
     assert process.returncode == -signal.SIGKILL or status == "FAILED"
 
 
+@pytest.mark.torture
 def test_under_torchrun_all_processes_resume_the_same_run(whole: Path, tmp_path: Path) -> None:
     flags = ["trainer.max_epochs=3", "trainer.checkpoint_every_steps=4", "--resume", "auto"]
     hook = "if (step, rank) == (10, 0): os.kill(os.getpid(), signal.SIGKILL)"
@@ -240,6 +245,7 @@ def test_under_torchrun_all_processes_resume_the_same_run(whole: Path, tmp_path:
     assert histories(database(tmp_path / "run")) == histories(database(tmp_path / "reference"))
 
 
+@pytest.mark.torture
 def test_under_torchrun_the_crash_of_another_process_is_on_the_run(tmp_path: Path) -> None:
     hook = "if (step, rank) == (5, 1): raise ValueError('no such luck')"
     process = start(tmp_path / "run", hook=hook, launcher=TORCHRUN)
@@ -257,6 +263,7 @@ def test_under_torchrun_a_mistake_is_the_same_line_in_every_process(tmp_path: Pa
     assert errors.count(f"error: run {'0' * 32}: no checkpoint to be had") == 2
 
 
+@pytest.mark.torture
 def test_a_database_restarted_under_the_server_loses_nothing(whole: Path, tmp_path: Path) -> None:
     (tmp_path / "server").mkdir()
     database_server = Postgres()

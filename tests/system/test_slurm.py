@@ -19,6 +19,7 @@ from helpers.servers import free_port
 if why := slurm.missing():
     pytest.skip(f"no SLURM here: {why}", allow_module_level=True)
 
+pytestmark = pytest.mark.torture
 FLAGS = "--task WNLI --data sample --model tiny --gpus 0 tracking.system_metrics_seconds=null data.batch_size=32"
 TORCHRUN = f"{sys.executable} -m torch.distributed.run --nproc-per-node"
 TRAIN = f"hooked.py {FLAGS}"  # each process tells its place before the first step

@@ -14,7 +14,7 @@ from pathlib import Path
 import mlflow
 import pytest
 import torch
-from helpers.project import ROOT, run
+from helpers.project import ROOT, run, torture
 from mlflow.entities import Run
 
 from lightning_glue.tracking.journal import Journal, final_status, journals
@@ -226,7 +226,8 @@ def start_long_training(folder: Path, bpe_dir: Path) -> subprocess.Popen[str]:
 
 
 @pytest.mark.parametrize(
-    ("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130), (signal.SIGUSR1, 138), (signal.SIGHUP, 129)]
+    ("number", "code"),
+    [(signal.SIGTERM, 143), (signal.SIGINT, 130), torture(signal.SIGUSR1, 138), torture(signal.SIGHUP, 129)],
 )
 def test_a_stopped_training_is_killed_not_finished_and_says_where_it_goes_on(
     number: signal.Signals, code: int, cache: Path, bpe_dir: Path, tmp_path: Path

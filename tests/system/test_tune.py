@@ -17,7 +17,7 @@ import optuna
 import psutil
 import pytest
 from helpers.control import Silent
-from helpers.project import ROOT, run
+from helpers.project import ROOT, run, torture
 from mlflow.entities import Run
 from optuna.trial import TrialState
 
@@ -144,6 +144,7 @@ def test_a_search_is_tracked_drawn_and_leaves_a_recipe(project: Path) -> None:
     assert other.stderr.count("\n") == 1
 
 
+@pytest.mark.torture
 def test_a_killed_trial_goes_on_from_its_checkpoint_in_the_same_run(project: Path) -> None:
     search = start(project, "--trials", "2", "trainer.max_epochs=12", *SHORT[1:])
     wait_for(lambda: scratch_checkpoint(project))
@@ -165,6 +166,7 @@ def test_a_killed_trial_goes_on_from_its_checkpoint_in_the_same_run(project: Pat
     assert {one.info.status for one in nested} == {"FINISHED"}
 
 
+@pytest.mark.torture
 def test_a_killed_search_goes_on_where_it_was(project: Path) -> None:
     arguments = ["--trials", "3", "trainer.max_epochs=6", *SHORT[1:]]
     search = start(project, *arguments)
@@ -181,7 +183,7 @@ def test_a_killed_search_goes_on_where_it_was(project: Path) -> None:
     assert parent.info.status == "FINISHED"
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGINT, torture(signal.SIGTERM)])
 def test_stopping_a_search_leaves_no_process_and_no_lost_trial(project: Path, number: signal.Signals) -> None:
     search = start(project, "--trials", "2", "--procs", "2", "trainer.max_epochs=50", *SHORT[1:])
     wait_for(lambda: scratch_checkpoint(project))

@@ -38,7 +38,7 @@ from lightning_glue.training.resume import read_checkpoint
 pytestmark = pytest.mark.torture
 
 KILLS = int(os.environ.get("TORTURE_KILLS", "20"))
-SEED = int(os.environ.get("TORTURE_SEED") or random.SystemRandom().randrange(10**6))
+SEED = int(os.environ["TORTURE_SEED"])  # see conftest.py
 TRAIN = [
     *("-m", "lightning_glue.train", "--task", "WNLI", "--model", "tiny", "--data", "sample", "--gpus", "0"),
     *("data.batch_size=16", "trainer.max_epochs=3", "trainer.log_every=3", "tracking.system_metrics_seconds=1"),
@@ -60,8 +60,7 @@ def _environment(bpe_dir: Path, cache: Path, monkeypatch: pytest.MonkeyPatch) ->
 
 @pytest.fixture
 def moments(request: pytest.FixtureRequest) -> random.Random:
-    """Random numbers of this test's own; the seed is shown with a failure and by ``-s``."""
-    print(f"TORTURE_SEED={SEED}")
+    """Random numbers of this test's own."""
     return random.Random(f"{SEED} {request.node.name}")
 
 

@@ -182,6 +182,7 @@ def test_without_any_server_sync_delivers_later_and_once(
     assert (unknown.returncode, "nowhere: no such run in mlruns/.journal" in unknown.stderr) == (2, True)
 
 
+@pytest.mark.torture
 def test_kill_9_in_the_middle_of_deliveries_and_two_at_once(server: MlflowServer, experiment: str) -> None:
     """Sync after sync is killed at some moment, two at a time; what arrives is the journal, each point once."""
     tracker = MLflowTracker(f"http://127.0.0.1:{free_port()}", experiment, "x")

@@ -14,7 +14,7 @@ import mlflow
 import pytest
 import pytorch_lightning as pl
 import torch
-from helpers.project import ROOT, run
+from helpers.project import ROOT, run, torture
 
 from lightning_glue import config
 from lightning_glue.data import binarize, sources
@@ -44,8 +44,8 @@ def export_random(name: str, bpe_dir: Path, cache: Path, out: Path) -> Path:
 @pytest.mark.parametrize(
     ("name", "several"),
     [
-        ("STS-B", (2, 3, 4)),  # continuous
-        ("MRPC", (2, 3)),  # accuracy and F1
+        torture("STS-B", (2, 3, 4)),  # continuous
+        torture("MRPC", (2, 3)),  # accuracy and F1
         ("WNLI", (4,)),  # fewer batches than processes
     ],
 )
@@ -87,7 +87,7 @@ def scores(output: str) -> dict[str, float]:
     return {name: float(value) for name, value in map(str.split, output.splitlines())}
 
 
-@pytest.mark.parametrize("case", ["own files, two processes, float32", "sample, bf16"])
+@pytest.mark.parametrize("case", ["own files, two processes, float32", torture("sample, bf16")])
 def test_the_printed_command_gives_the_trainings_scores(case: str, cache: Path, bpe_dir: Path, tmp_path: Path) -> None:
     command = ["lightning_glue.train", "--task", "RTE", "--model", "tiny", "--gpus", "0", "trainer.max_epochs=1"]
     own = [
@@ -251,6 +251,7 @@ if "fail" in sys.argv:
 """
 
 
+@pytest.mark.torture
 def test_a_download_is_gone_at_the_exit(
     cache: Path, bpe_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

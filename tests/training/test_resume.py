@@ -16,7 +16,7 @@ from types import SimpleNamespace
 import mlflow
 import pytest
 import torch
-from helpers.project import ROOT, run
+from helpers.project import ROOT, run, torture
 
 from lightning_glue import config as configuration
 from lightning_glue import train as training
@@ -160,18 +160,18 @@ def reference(home: Path, start: Callable[..., None]) -> Path:
 @pytest.mark.parametrize(
     ("hook", "call", "action", "error"),
     [
-        ("training_step", 1, crash, RuntimeError),  # before the first checkpoint
-        ("training_step", 6, crash, RuntimeError),  # right after one
+        torture("training_step", 1, crash, RuntimeError),  # before the first checkpoint
+        torture("training_step", 6, crash, RuntimeError),  # right after one
         ("training_step", 9, crash, RuntimeError),
-        ("training_step", 20, crash, RuntimeError),  # first of an epoch
+        torture("training_step", 20, crash, RuntimeError),  # first of an epoch
         ("validation_step", 1, crash, RuntimeError),  # in an evaluation
-        ("training_step", 0, sigterm, SystemExit),
-        ("training_step", 11, sigterm, SystemExit),  # right before an evaluation
-        ("training_step", 19, sigterm, SystemExit),  # last of an epoch
+        torture("training_step", 0, sigterm, SystemExit),
+        torture("training_step", 11, sigterm, SystemExit),  # right before an evaluation
+        torture("training_step", 19, sigterm, SystemExit),  # last of an epoch
         ("training_step", 27, sigterm, SystemExit),  # in the middle of an optimizer step
-        ("training_step", 59, sigterm, SystemExit),  # last of all
-        ("on_validation_epoch_end", 2, sigterm, SystemExit),
-        ("on_validation_epoch_end", 1, sigint, SystemExit),
+        torture("training_step", 59, sigterm, SystemExit),  # last of all
+        torture("on_validation_epoch_end", 2, sigterm, SystemExit),
+        torture("on_validation_epoch_end", 1, sigint, SystemExit),
         ("on_save_checkpoint", 5, sigint, SystemExit),  # in the middle of writing last.ckpt
     ],
 )
@@ -197,10 +197,10 @@ def test_resumed_equals_uninterrupted(
 @pytest.mark.parametrize(
     ("overrides", "call"),
     [
-        (["trainer.max_steps=17", "trainer.checkpoint_every_steps=2"], 29),
-        (["trainer.max_steps=25", "trainer.val_check_interval=1.0"], 41),  # resumed at the start of an epoch
-        (["trainer.early_stopping_patience=1", "optimizer.lr=0"], 11),
-        (["trainer.precision=bf16-mixed", "data.length_pool=3"], 33),
+        torture(["trainer.max_steps=17", "trainer.checkpoint_every_steps=2"], 29),
+        torture(["trainer.max_steps=25", "trainer.val_check_interval=1.0"], 41),  # resumed at the start of an epoch
+        torture(["trainer.early_stopping_patience=1", "optimizer.lr=0"], 11),
+        torture(["trainer.precision=bf16-mixed", "data.length_pool=3"], 33),
         # evaluations after 8 micro-batches, not after 6: no optimizer step is cut in two
         (["trainer.accumulate=4", "trainer.val_check_interval=6", "trainer.max_epochs=2"], 21),
     ],
@@ -217,6 +217,7 @@ def test_other_ways_to_train_resume_as_exactly(
     assert_same(tmp_path / "run", tmp_path / "whole")
 
 
+@pytest.mark.torture
 def test_a_stop_after_early_stopping_stays_stopped(
     start: Callable[..., None], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -254,6 +255,7 @@ train.main()
     return subprocess.run(command, cwd=folder, env=environment, capture_output=True, timeout=120).returncode
 
 
+@pytest.mark.torture
 def test_two_processes_killed_resume_exactly(bpe_dir: Path, cache: Path, tmp_path: Path) -> None:
     """kill -9 of either DDP process; --resume with the run id alone."""
     arguments = [*FLAGS, "--procs", "2", "trainer.max_epochs=2", "trainer.accumulate=1"]
@@ -271,7 +273,9 @@ def test_two_processes_killed_resume_exactly(bpe_dir: Path, cache: Path, tmp_pat
     assert_same(killed, whole)
 
 
-@pytest.mark.parametrize(("number", "all_of_them", "code"), [(signal.SIGTERM, False, 143), (signal.SIGINT, True, 130)])
+@pytest.mark.parametrize(
+    ("number", "all_of_them", "code"), [(signal.SIGTERM, False, 143), torture(signal.SIGINT, True, 130)]
+)
 def test_a_signal_stops_two_processes_at_the_same_step(
     number: signal.Signals, all_of_them: bool, code: int, bpe_dir: Path, cache: Path, tmp_path: Path
 ) -> None:
@@ -444,6 +448,7 @@ def test_what_is_gone_or_damaged_is_refused(
     assert not (tmp_path / "run" / "mlflow.db").exists()
 
 
+@pytest.mark.torture
 def test_kills_around_every_evaluation_leave_each_kept_checkpoint_right(
     start: Callable[..., None], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

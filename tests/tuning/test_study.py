@@ -400,6 +400,7 @@ def test_pruners_by_configuration(pruner: str, seeds: int, kind: str) -> None:
     assert type(make_pruner(tune)).__name__ == kind
 
 
+@pytest.mark.torture
 def test_four_controllers_share_160_trials_on_postgresql(postgres: Postgres) -> None:
     url = postgres.new_database("shared")
     finish([start_controller(url, 160) for _ in range(4)])

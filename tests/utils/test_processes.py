@@ -14,7 +14,7 @@ from pathlib import Path
 
 import psutil
 import pytest
-from helpers.project import ROOT
+from helpers.project import ROOT, torture
 from helpers.servers import free_port
 
 from lightning_glue.utils.processes import PARENT, process_identity, process_is_gone
@@ -189,14 +189,14 @@ def test_ranks_end_with_torchrun(bpe_dir: Path, cache: Path, tmp_path: Path) -> 
 
 def test_workers_that_still_import_end_with_the_controller(tmp_path: Path) -> None:
     storage = f"sqlite:///{tmp_path / 'optuna.db'}"
-    controller = run_module(tmp_path, "control", storage, "orphans", "4", "objective", CHEAP_SECONDS="30")
+    controller = run_module(tmp_path, "helpers.control", storage, "orphans", "4", "objective", CHEAP_SECONDS="30")
     workers = wait_for(lambda: offspring(controller, "lightning_glue.execution.worker"), controller)
     controller.kill()
     controller.wait()
     assert all(ended(worker.pid) for worker in workers)
 
 
-@pytest.mark.parametrize("killed", ["itself", "mlflow server", "uvicorn"])
+@pytest.mark.parametrize("killed", ["itself", torture("mlflow server"), torture("uvicorn")])
 def test_nothing_of_a_server_is_left_whichever_of_its_processes_dies(
     killed: str, tmp_path: Path, new_store: Callable[[Path], None]
 ) -> None:
