@@ -37,8 +37,10 @@ def pytest_configure(config: pytest.Config) -> None:
         os.environ["GLUE_DIR"] = str(config.real_glue)
 
 
-def pytest_report_header() -> str:
-    return f"TORTURE_SEED={os.environ['TORTURE_SEED']} repeats this run's random faults"
+def pytest_sessionstart(session: pytest.Session) -> None:
+    reporter = session.config.pluginmanager.get_plugin("terminalreporter")
+    if reporter and session.config.option.markexpr == "torture":
+        reporter.write_line(f"TORTURE_SEED={os.environ['TORTURE_SEED']} repeats this run's random faults")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
