@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Callable
 from dataclasses import dataclass, replace
+from typing import Any
 
 from lightning_glue.data.sample.vocabulary import (
     ADJECTIVES,
@@ -64,7 +66,7 @@ def _retell(rng: random.Random, event: _Event, style: int) -> str:
 
 def _changed(rng: random.Random, event: _Event) -> _Event:
     """The same scene with one to three other facts."""
-    changes = {
+    changes: dict[str, Callable[[], Any]] = {
         "name": lambda: another(rng, NAMES, event.name),
         "thing": lambda: another(rng, THINGS, event.thing),
         "number": lambda: another(rng, NUMBERS, event.number),

@@ -64,8 +64,8 @@ def _mrpc_files(rng: random.Random) -> _Files:
     for name, examples in (("train", train), ("dev", dev)):
         rows = ((label, next(numbers), next(numbers), one, two) for one, two, label in examples)
         yield f"{name}.tsv", [_MRPC_HEADER.format("Quality"), *_table("", rows)[1:]]
-    rows = ((index, next(numbers), next(numbers), one, two) for index, (one, two, _) in enumerate(test))
-    yield "test.tsv", [_MRPC_HEADER.format("index"), *_table("", rows)[1:]]
+    unlabelled = ((index, next(numbers), next(numbers), one, two) for index, (one, two, _) in enumerate(test))
+    yield "test.tsv", [_MRPC_HEADER.format("index"), *_table("", unlabelled)[1:]]
 
 
 _MRPC_HEADER = "{}\t#1 ID\t#2 ID\t#1 String\t#2 String"
