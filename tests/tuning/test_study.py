@@ -284,7 +284,7 @@ def test_an_interruption_costs_no_retry(storage: str) -> None:
 
 def test_a_trial_of_a_dead_process_of_this_machine_is_found_at_once(storage: str) -> None:
     share(storage, "dead", 1)
-    code = "import os; from helpers.control import *; s = share({!r}, 'dead', 1); s.claim(SPACE); os.kill(os.getpid(), 9)"
+    code = "import os; from helpers.control import *; s=share({!r}, 'dead', 1); s.claim(SPACE); os.kill(os.getpid(), 9)"
     subprocess.run([sys.executable, "-c", code.format(storage)], check=False)
     study = share(storage, "dead", 1)
     assert [trial.number for trial in study.reap()] == [0]
