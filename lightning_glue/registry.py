@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from lightning_glue.errors import UserError
 from lightning_glue.tracking.client import open_store
-from lightning_glue.tracking.journal import delivered_run
+from lightning_glue.tracking.journals import delivered_run
 from lightning_glue.tracking.registry import CHAMPION, register
 from lightning_glue.utils.console import Parser, run_main
 from lightning_glue.utils.redact import first_line

@@ -7,7 +7,7 @@ import os
 import sys
 from pathlib import Path
 
-from lightning_glue.tracking.journal import JOURNALS
+from lightning_glue.tracking.journals import JOURNALS
 from lightning_glue.utils.console import Parser, run_main
 
 

@@ -12,6 +12,7 @@ from lightning_glue import config as configuration
 from lightning_glue.config import Config
 from lightning_glue.errors import Diverged, UserError
 from lightning_glue.tasks import TRAINABLE
+from lightning_glue.training.build import prepared_of
 from lightning_glue.training.messages import announce, quiet, report
 from lightning_glue.training.preemption import end_at_once
 from lightning_glue.training.run import Caller, Training, train
@@ -62,8 +63,8 @@ def check_arguments(args: argparse.Namespace, own: dict[str, Any]) -> Config:
     Raises:
         UserError: a flag that contradicts the run's own configuration.
     """
-    given = {"task": "task.name", "model": "model.name", "data": "data.source", "init_from": "init_from"}
-    given = {key for flag, key in given.items() if getattr(args, flag) is not None}
+    flags = {"task": "task.name", "model": "model.name", "data": "data.source", "init_from": "init_from"}
+    given = {key for flag, key in flags.items() if getattr(args, flag) is not None}
     given |= {"trainer.gpus"} if args.gpus else set()
     given |= {"trainer.procs"} if args.procs else set()
     given |= {override.partition("=")[0] for override in args.overrides}
@@ -111,7 +112,7 @@ class CommandLine(Caller):
             return
         announce(training.config, training.data, self.resume, training.found)
         if training.found:
-            check_data(training.found, training.data.prepared.splits)
+            check_data(training.found, prepared_of(training.data).splits)
 
 
 def run(config: Config, resume: str | Resume | None) -> None:
@@ -137,6 +138,7 @@ def main() -> None:
 
     quiet()
     found = find(args.resume, config)
+    assert found, "only auto may find nothing"
     run(check_arguments(args, found.record["config"]), found)
 
 

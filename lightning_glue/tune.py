@@ -7,7 +7,7 @@ import sys
 
 from lightning_glue import config as configuration
 from lightning_glue.tasks import TRAINABLE
-from lightning_glue.tuning.search import DEFAULT_STORAGE, Request
+from lightning_glue.tuning.request import DEFAULT_STORAGE, Request
 from lightning_glue.utils.console import Parser, run_main
 from lightning_glue.utils.redact import hide_secrets
 

@@ -27,7 +27,7 @@ def checked(schema: type[_Schema], values: Mapping[str, Any], prefix: str = "") 
     from pydantic import ValidationError
 
     try:
-        found = _validator(schema)(values)
+        found = _validator(schema)(values)  # type: ignore[arg-type]  # mypy asks the instances, not the class, for a hash
     except ValidationError as error:
         raise UserError(_in_words(dict(error.errors()[0]), values, prefix)) from None
     _refuse_truth_for_number(found, values, prefix)

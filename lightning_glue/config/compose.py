@@ -130,10 +130,12 @@ def _plain(composed: Any) -> dict[str, Any]:
     from omegaconf.errors import OmegaConfBaseException
 
     try:
-        return OmegaConf.to_container(composed, resolve=True)
+        values = OmegaConf.to_container(composed, resolve=True)
     except OmegaConfBaseException as error:
         key = getattr(error, "full_key", None)
         raise UserError(f"{key or 'configuration'}: {_first_line(error)}") from None
+    assert isinstance(values, dict)
+    return {str(key): value for key, value in values.items()}
 
 
 def _first_line(error: Exception) -> str:

@@ -31,12 +31,13 @@ class Reporting(pl.Callback):
         if self.first_step_seconds is None and trainer.global_step:
             self.first_step_seconds = time.perf_counter() - self.start
 
-    def on_validation_end(self, trainer: pl.Trainer, pl_module: GlueModule) -> None:
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         if trainer.state.fn != "fit":
             return
         self.evaluations += 1
         stop = False
         if trainer.is_global_zero:
+            assert isinstance(pl_module, GlueModule)
             stop = self.report(self.evaluations, dev_metrics(trainer, pl_module)[self.metric])
         if trainer.strategy.broadcast(stop):
             self.pruned = trainer.should_stop = True

@@ -14,7 +14,7 @@ from lightning_glue import config as configuration
 from lightning_glue.config import Config
 from lightning_glue.errors import Diverged, UserError
 from lightning_glue.execution.job import Job, Outcome, Report, TrainingFailed
-from lightning_glue.training.build import Warm
+from lightning_glue.training.build import Warm, prepared_of
 from lightning_glue.training.run import Caller, Training, train
 from lightning_glue.utils.quick_imports import quick_imports
 
@@ -46,7 +46,7 @@ class JobCaller(Caller):
         self.reporting = Reporting(training.module.task.selection_metric, self.report, self.start)
         self.callbacks = [self.reporting]
         assert self.checkpoints
-        splits = training.data.prepared.splits
+        splits = prepared_of(training.data).splits
         training.found = interrupted(self.checkpoints, training.config, splits, self.parent)
         self.begun = True
 
@@ -74,6 +74,8 @@ def train_job(job: Job, report: Report, tell_run: Callable[[str], None]) -> Outc
         UserError: nothing can be trained with this configuration on this machine.
         TrainingFailed: something else hindered it.
     """
+    from lightning_glue.training.resume import split_digests
+
     caller = JobCaller(job, report, tell_run, time.perf_counter())
     try:
         training = train(configuration.unflatten(job.config), caller)
@@ -85,7 +87,7 @@ def train_job(job: Job, report: Report, tell_run: Callable[[str], None]) -> Outc
         raise TrainingFailed(str(error)) from error  # a full disk, a database that is locked
     best = training.best
     assert best
-    digests = {name: info.sha256 for name, info in training.data.prepared.splits.items()}
+    digests = split_digests(prepared_of(training.data).splits)
     value, first_step = best.values[training.module.task.selection_metric], caller.reporting.first_step_seconds
     collapsed = caller.has_collapsed(training, best)
     return Outcome(value, training.tracker.run_id, caller.reporting.pruned, collapsed, first_step, digests)
@@ -99,7 +101,8 @@ def interrupted(
     What cannot be read there, or is of another configuration, other data or another study, is removed: the training
     begins anew.
     """
-    from lightning_glue.tracking.journal import Journal, final_status, find_journal
+    from lightning_glue.tracking.journal import Journal
+    from lightning_glue.tracking.journals import find_journal
     from lightning_glue.training.resume import check_config, check_data, read_checkpoint
 
     path = checkpoints / "last.ckpt"
@@ -110,12 +113,11 @@ def interrupted(
         check_config(found, config)
         check_data(found, dict(splits))
         journal = find_journal(Path(config.tracking.journal), found.run_id)
-        records = Journal(journal).read() if journal else []
-        of = records[0][0]["start"].get("parent") if records else None
+        of = (Journal(journal).start() or {}).get("parent") if journal else None
         if of and of != parent:
             raise UserError(f"run {found.run_id} is of another study")
     except UserError as error:
         print(f"warning: {path} is removed, the training begins anew: {error}", file=sys.stderr)
         shutil.rmtree(checkpoints, ignore_errors=True)
         return None
-    return None if final_status(records) == "FINISHED" else found
+    return None if journal and Journal(journal).status() == "FINISHED" else found

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from lightning_glue.errors import UserError
 from lightning_glue.tracking.client import connect
-from lightning_glue.tracking.journal import delivered_run
+from lightning_glue.tracking.journals import delivered_run
 from lightning_glue.utils.digests import file_sha256
 from lightning_glue.utils.paths import local_folder
 from lightning_glue.utils.redact import first_line

@@ -106,7 +106,7 @@ def open_store(uri: str | None) -> tuple[MlflowClient, str]:
 def is_missing(uri: str | None) -> bool:
     """Whether an address is that of an SQLite file that is not there."""
     database = sqlite_file(uri)
-    return bool(database) and not database.is_file()
+    return database is not None and not database.is_file()
 
 
 def _client(uri: str) -> MlflowClient:

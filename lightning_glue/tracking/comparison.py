@@ -21,8 +21,10 @@ if TYPE_CHECKING:
     from mlflow.entities import Run
 
 # Parameters that do not tell two recipes apart: the seed, and where and how fast a run was made.
-_NOT_RECIPE = ("seed", "tracking.", "task.", "data.glue_dir", "data.bpe_dir", "data.eval_tokens", "trainer.gpus")
-_NOT_RECIPE += ("trainer.procs", "trainer.accumulate", "trainer.log_every", "trainer.predict", "trainer.checkpoint")
+_NOT_RECIPE = (
+    "seed", "tracking.", "task.", "data.glue_dir", "data.bpe_dir", "data.eval_tokens", "trainer.gpus", "trainer.procs",
+    "trainer.accumulate", "trainer.log_every", "trainer.predict", "trainer.checkpoint",
+)  # fmt: skip
 _PAGE = 1000  # runs a request asks for
 _COLUMNS = ("model", "recipe", "metric", "median", "spread", "best", "runs", "device min", "best run")
 _STYLE = "body{font:15px sans-serif;margin:2em}table{border-collapse:collapse}td,th{padding:.3em .8em;text-align:left}"
@@ -70,7 +72,7 @@ def fetch(client: MlflowClient, uri: str, experiment: str | None) -> list[Run]:
         raise UserError(f"MLflow at {uri} cannot be read: {first_line(error)}") from None
 
 
-def score(run: Run, uri: str) -> Scored | None:
+def scored_run(run: Run, uri: str) -> Scored | None:
     """The run's selection metric and cost; None for a run without one."""
     params, info = run.data.params, run.info
     if "task.name" not in params:
@@ -83,7 +85,7 @@ def score(run: Run, uri: str) -> Scored | None:
     address = f"{uri.rstrip('/')}/#/experiments/{info.experiment_id}/runs/{info.run_id}"
     link = address if uri.startswith("http") else ""
     minutes = (info.end_time - info.start_time) / 60000 * devices
-    return Scored(info.run_id, link, params["task.name"], dict(params), registry.digests(run), value, minutes)
+    return Scored(info.run_id, link, params["task.name"], dict(params), registry.dataset_digests(run), value, minutes)
 
 
 def recipe_key(run: Scored) -> tuple[tuple[str, str], ...]:
@@ -115,7 +117,7 @@ def tabulate(runs: list[Scored]) -> list[tuple[str, ...]]:
     for run in runs:
         groups[recipe_key(run)].append(run)
     ordered = sorted(groups, key=lambda key: -statistics.median(run.score for run in groups[key]))
-    rows = []
+    rows: list[tuple[str, ...]] = []
     for key, recipe in zip(ordered, recipe_names(ordered)):
         members = groups[key]
         scores, best = [run.score for run in members], max(members, key=lambda run: run.score)
@@ -142,8 +144,8 @@ def compare(runs: list[Run], uri: str, *, task: str | None, trials: bool) -> lis
         left_out = Counter(run.info.status for run in members if run.info.status != "FINISHED")
         notes = [f"{count} {status} not scored" for status, count in sorted(left_out.items())]
         datasets: dict[str, list[Scored]] = defaultdict(list)
-        for run in filter(None, (score(run, uri) for run in finished)):
-            datasets[json.dumps(scored_splits(run), sort_keys=True)].append(run)
+        for found in filter(None, (scored_run(run, uri) for run in finished)):
+            datasets[json.dumps(scored_splits(found), sort_keys=True)].append(found)
         if not datasets:
             sections.append(Section(name, [], notes or ["no finished run"]))
         first = next(iter(datasets), "")

@@ -53,6 +53,7 @@ class Courier:
         self._client: MlflowClient | None = None
         self._others: dict[str, set[int]] | None = None
         self._began: Record | None = None
+        self._resumed: tuple[int, Record] = (0, {})  # up to where it was looked for, and the last one
         self._looked = 0.0  # for the parent run
 
     def deliver(self, *, wait: bool = False, again: bool = False, last: bool = False) -> int:
@@ -123,7 +124,7 @@ class Courier:
         return records
 
     def _advance(self, end: int) -> None:
-        self.state.prefix = self.journal.checksum(self.state.offset, end, self.state.prefix)
+        self.state.prefix = self.journal.advance(self.state.offset, end, self.state.prefix)
         self.state.offset, self.state.record_error, self.state.fatal = end, None, False
         self._keep_state()
 
@@ -142,6 +143,16 @@ class Courier:
                 self._client = self._connect_known()
         return self._client
 
+    @property
+    def _run_id(self) -> str:
+        """MLflow's id of the run: known since the start was sent, which is before everything else."""
+        assert self.state.run_id
+        return self.state.run_id
+
+    def terminate(self, status: str) -> None:
+        """Set the run's status on the server, whatever the journal says."""
+        self.client.set_terminated(self._run_id, status)
+
     def _connect_known(self) -> MlflowClient:
         """A client of the store that has the run."""
         return self._moved_server() or connect(self._remembered())
@@ -157,7 +168,7 @@ class Courier:
 
     def _moved_server(self) -> MlflowClient | None:
         """A client of the server that is given now, where it has the run and another one is remembered."""
-        given = self.uri or self._start(last="resume").get("uri") or os.environ.get("MLFLOW_TRACKING_URI")
+        given = self.uri or self._last_resume().get("uri") or os.environ.get("MLFLOW_TRACKING_URI")
         if not (given and given.startswith("http") and str(self.state.uri).startswith("http")):
             return None
         if given.rstrip("/") == str(self.state.uri).rstrip("/"):
@@ -169,15 +180,17 @@ class Courier:
             return client
         return None
 
-    def _start(self, last: str = "start") -> Record:
-        """What the journal begins with, or its last record of a kind; empty where there is none."""
-        if last == "start" and self._began is not None:
-            return self._began
-        found = [record[last] for record, _ in self.journal.read() if last in record]
-        value = found[0 if last == "start" else -1] if found else {}
-        if last == "start":
-            self._began = value
-        return value
+    def _start(self) -> Record:
+        """What the journal begins with; empty where it does not tell."""
+        if self._began is None:
+            self._began = self.journal.start() or {}
+        return self._began
+
+    def _last_resume(self) -> Record:
+        """The last record that the run was gone on with; empty where there is none. Reads what is new since."""
+        for record, end in self.journal.read(self._resumed[0]):
+            self._resumed = (end, record.get("resume", self._resumed[1]))
+        return self._resumed[1]
 
     def _send(self, records: list[Record]) -> None:
         """Send records of one kind; of several, those that the store does not refuse for what they are."""
@@ -201,7 +214,7 @@ class Courier:
         """Whether a store that takes others refused a record: the run is there, and active."""
         if getattr(error, "error_code", "") != "INVALID_PARAMETER_VALUE" and http_status(error) not in (413, 422):
             return False
-        return self.client.get_run(str(self.state.run_id)).info.lifecycle_stage == "active"
+        return self.client.get_run(self._run_id).info.lifecycle_stage == "active"
 
     def _call(self, kind: str, records: list[Record]) -> None:
         from mlflow.entities import Metric
@@ -210,25 +223,25 @@ class Courier:
         if kind == "metrics":
             points = [Metric(*point) for record in records for point in record["metrics"] if self._is_new(point)]
             for i in range(0, len(points), _METRICS):
-                self.client.log_batch(self.state.run_id, metrics=points[i : i + _METRICS])
+                self.client.log_batch(self._run_id, metrics=points[i : i + _METRICS])
         elif kind == "start":
             self._create(value)
         elif kind == "inputs":
-            self.client.log_inputs(self.state.run_id, datasets=_dataset_inputs(value))
+            self.client.log_inputs(self._run_id, datasets=_dataset_inputs(value))
         elif self._taken_over() is not None:
             return  # another machine resumed the run: its tags and status count
         elif kind == "tags":
             self._tag(value)
         elif kind == "resume":
-            self.client.update_run(self.state.run_id, status="RUNNING")
+            self.client.update_run(self._run_id, status="RUNNING")
             self._tag(value["tags"])
         elif kind == "status":
-            self.client.set_terminated(self.state.run_id, value[0], end_time=value[1])
+            self.client.set_terminated(self._run_id, value[0], end_time=value[1])
 
     def _tag(self, tags: dict[str, str]) -> None:
         from mlflow.entities import RunTag
 
-        self.client.log_batch(self.state.run_id, tags=[RunTag(key, str(value)) for key, value in tags.items()])
+        self.client.log_batch(self._run_id, tags=[RunTag(key, str(value)) for key, value in tags.items()])
 
     def _create(self, start: Record) -> None:
         """Create the run, or find the one that an interrupted delivery created."""
@@ -260,7 +273,7 @@ class Courier:
         for i in range(0, len(entries), _PARAMS):
             chunk = entries[i : i + _PARAMS]
             try:
-                self.client.log_batch(self.state.run_id, params=chunk)
+                self.client.log_batch(self._run_id, params=chunk)
             except Exception as error:
                 if not self._is_about_the_record(error):
                     raise
@@ -269,7 +282,7 @@ class Courier:
     def _log_params_singly(self, entries: list[Param]) -> None:
         for entry in entries:
             try:
-                self.client.log_batch(self.state.run_id, params=[entry])
+                self.client.log_batch(self._run_id, params=[entry])
             except Exception as error:
                 if not self._is_about_the_record(error):
                     raise
@@ -279,11 +292,11 @@ class Courier:
         """Steps of every metric that the server has, where the run was resumed with another journal; else None."""
         if self._others is None:
             self._others = {}
-            run = self.client.get_run(self.state.run_id)
+            run = self.client.get_run(self._run_id)
             mine = self._start().get("shared") or run.data.tags.get(JOURNAL_TAG, self.folder.name) == self.folder.name
             if not mine:
                 for name in run.data.metrics:
-                    history = self.client.get_metric_history(self.state.run_id, name)
+                    history = self.client.get_metric_history(self._run_id, name)
                     self._others[name] = {point.step for point in history}
                 self._others.setdefault("", set())
         return self._others or None

@@ -30,14 +30,10 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any
 
-from lightning_glue.errors import UserError
-from lightning_glue.tracking.state import State
 from lightning_glue.utils import files
-from lightning_glue.utils.console import command
 from lightning_glue.utils.redact import hide_secrets
 
 Record = dict[str, Any]
-JOURNALS = "mlruns/.journal"  # where they are unless tracking.journal says otherwise
 _HEAD = 8
 _MOST = 1 << 28  # bytes of a record; a longer one is damage
 _TEXT = re.compile(rb"[ -~]*")  # a payload; no head is such text, for the last byte of a length is below 17
@@ -100,14 +96,15 @@ def scan(data: bytes) -> Iterator[tuple[Record | None, int, int]]:
     """
     place = 0
     while place < len(data):
-        begin: int | None = place
-        found = _record_at(data, place)
-        if not found:
-            begin = _next_record(data, place + 1)
-            found = None if begin is None else _record_at(data, begin)
-            if begin is None or not found:
+        begin = place
+        found = _record_at(data, begin)
+        if found is None:
+            following = _next_record(data, place + 1)
+            found = None if following is None else _record_at(data, following)
+            if following is None or found is None:
                 return
-            yield None, place, begin
+            yield None, place, following
+            begin = following
         record, end = found
         yield record, begin, end
         place = end
@@ -135,6 +132,7 @@ class Journal:
         self.damaged: list[tuple[int, int]] = []  # what reading skipped
         self._file: IO[bytes] | None = None
         self._checked: set[tuple[int, int | None]] = set()  # a position that was found to hold
+        self._status: tuple[int, str | None] | None = None  # up to where it was looked for, and what it was
 
     def read(self, offset: int = 0) -> list[tuple[Record, int]]:
         """Records from ``offset`` (the end of one) on, each with the position of its end.
@@ -168,12 +166,23 @@ class Journal:
         return start if isinstance(start, dict) else None
 
     def status(self) -> str | None:
-        """The status the run ended with; None where it did not end or was resumed. Reads the end alone, if it can."""
-        records: list[tuple[Record, int]] = []
-        for records in self._last(self.path.stat().st_size):
-            if any(record.keys() & {"status", "resume", "start"} for record, _ in records):
-                break
-        return final_status(records)
+        """The status the run ended with; None where it did not end or was resumed.
+
+        Reads from the end back to what tells it, and the next time what has come since.
+        """
+        size = self.path.stat().st_size
+        if self._status and self._status[0] <= size:
+            records = self._from(self._status[0])
+            value = final_status(records) if _tells_status(records) else self._status[1]
+        else:
+            self._status, records = None, []
+            for records in self._last(size):
+                if _tells_status(records):
+                    break
+            value = final_status(records)
+        if records:
+            self._status = (records[-1][1], value)
+        return value
 
     def end(self) -> int:
         """Where the last whole record ends."""
@@ -187,6 +196,12 @@ class Journal:
             if records:
                 return records[-1][1] == offset
         return False
+
+    def _from(self, offset: int) -> list[tuple[Record, int]]:
+        """The records behind ``offset``; says nothing of what is damaged."""
+        with open(self.path, "rb") as file:
+            file.seek(offset)
+            return [(record, offset + end) for record, end in decode(file.read())]
 
     def _last(self, end: int) -> Iterator[list[tuple[Record, int]]]:
         """The last records before ``end``, then more of them, at last all."""
@@ -229,6 +244,12 @@ class Journal:
         with open(self.path, "rb") as file:
             file.seek(begin)
             return zlib.crc32(file.read(end - begin), before or 0)
+
+    def advance(self, begin: int, end: int, before: int | None) -> int:
+        """:meth:`checksum` up to ``end``, a position that :meth:`position` then takes without reading it again."""
+        checksum = self.checksum(begin, end, before)
+        self._checked = {(end, checksum)}
+        return checksum
 
     def position(self, offset: int, checksum: int | None) -> int | None:
         """``offset`` if the journal up to there is what it was, so that one may go on behind it; else None.
@@ -296,6 +317,10 @@ def is_alive(folder: Path) -> bool:
         return not free
 
 
+def _tells_status(records: list[tuple[Record, int]]) -> bool:
+    return any(record.keys() & {"status", "resume", "start"} for record, _ in records)
+
+
 def final_status(records: list[tuple[Record, int]]) -> str | None:
     """The status a run ended with; None where it did not end or was resumed."""
     for record, _ in reversed(records):
@@ -305,84 +330,3 @@ def final_status(records: list[tuple[Record, int]]) -> str | None:
         if "resume" in record or "start" in record:
             return None
     return None
-
-
-def survey(root: Path) -> tuple[list[Path], dict[Path, str]]:
-    """The journals below ``root`` that tell of a run, newest first, and why the others do not."""
-    found: list[tuple[float, str, Path]] = []
-    unusable: dict[Path, str] = {}
-    try:
-        folders = sorted(root.iterdir())
-    except FileNotFoundError:
-        return [], {}
-    except OSError as error:
-        return [], {root: f"{error.strerror}; expected a folder of journals, see tracking.journal"}
-    for folder in folders:
-        try:
-            if folder.is_dir() and (folder / "records").exists():
-                found.append((_started(folder), folder.name, folder))
-        except Unusable as error:
-            if not is_alive(folder):  # else it is just being made
-                unusable[folder] = str(error)
-        except OSError as error:
-            unusable[folder] = f"{error.strerror}; get rights there, or move it away"
-    return [folder for *_, folder in sorted(found, reverse=True)], unusable
-
-
-class Unusable(Exception):
-    """A journal that does not tell which run it is of."""
-
-
-def _started(folder: Path) -> float:
-    """When a journal's run was started, in ms."""
-    journal = Journal(folder)
-    size = journal.path.stat().st_size
-    start = journal.start()
-    if start:
-        when = start.get("time")
-        return when if isinstance(when, int | float) else 0
-    if State(folder).run_id:
-        return journal.path.stat().st_mtime * 1000
-    if not size:
-        raise Unusable("it is empty, its training got no further; it can be removed")
-    raise Unusable("its first record is lost, so it cannot be told which run it is of; move it away")
-
-
-def journals(root: Path) -> list[Path]:
-    """The journals below ``root``, newest first by their start; says which ones cannot be used."""
-    found, unusable = survey(root)
-    for folder, why in unusable.items():
-        warn(f"the journal {folder} is left out: {why}")
-    return found
-
-
-def find_journal(root: Path, run: str) -> Path | None:
-    """The journal of a run on this machine, by the journal's id or the run's."""
-    return next((folder for folder in journals(root) if run in (folder.name, _run_id(folder))), None)
-
-
-def _run_id(folder: Path) -> str | None:
-    with suppress(OSError):
-        return State(folder).run_id
-    return None
-
-
-def delivered_run(run: str, root: Path = Path(JOURNALS)) -> str:
-    """MLflow's id of a run, given that or the id of its journal.
-
-    Raises:
-        UserError: MLflow does not have it yet.
-    """
-    folder = find_journal(root, run)
-    if folder is None:
-        return run
-    run_id = State(folder).run_id
-    if not run_id:
-        raise UserError(f"run {run} has not reached MLflow yet; {sync_command(run, root)} delivers it")
-    return run_id
-
-
-def sync_command(run: str, root: Path) -> str:
-    """What delivers a run of the journals below ``root``, to be typed here."""
-    elsewhere = [] if root == Path(JOURNALS) else ["--journal", str(root)]
-    return command("python", "-m", "lightning_glue.sync", run, *elsewhere)

@@ -13,7 +13,8 @@ from lightning_glue.config import Config
 from lightning_glue.errors import UserError
 from lightning_glue.tracking import provenance
 from lightning_glue.tracking.client import connect, is_missing
-from lightning_glue.tracking.journal import Journal, Record, is_alive, journals, warn
+from lightning_glue.tracking.journal import Journal, Record, is_alive, warn
+from lightning_glue.tracking.journals import journals
 from lightning_glue.tracking.state import State
 from lightning_glue.utils.paths import sqlite_file
 from lightning_glue.utils.redact import first_line, hide_secrets
@@ -133,16 +134,17 @@ def unfinished_runs(root: Path, uri: str | None, experiment: str, digest: str) -
     """
     stores = Stores()
     found: list[tuple[float, str]] = []
-    for folder in journals(root):
+    folders = journals(root)
+    for folder in folders:
         start = Journal(folder).start() or {}
-        if not _is_own(start, digest) or Journal(folder).status() == "FINISHED" or is_alive(folder):
+        if not _is_own(start, digest) or is_alive(folder) or Journal(folder).status() == "FINISHED":
             continue
         if loss := stores.loss(folder):
             warn(f"--resume auto passes over run {State(folder).run_id}, which {loss}")
         else:
             found.append((start["time"], folder.name))
     if uri and "://" in uri and not uri.startswith(("sqlite", "file")):
-        here = {State(folder).run_id for folder in journals(root)}
+        here = {State(folder).run_id for folder in folders}
         try:
             runs = [run for run in _unfinished_there(uri, experiment, digest) if run.info.run_id not in here]
         except UserError as error:

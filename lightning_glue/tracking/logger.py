@@ -2,41 +2,33 @@
 
 from __future__ import annotations
 
-import shutil
 import time
 import uuid
 from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pytorch_lightning.loggers.logger import Logger
 from pytorch_lightning.utilities import rank_zero_only
 
-from lightning_glue.data.binarize import SplitInfo
 from lightning_glue.errors import UserError
 from lightning_glue.tracking.courier import undelivered
-from lightning_glue.tracking.journal import (
-    JOURNALS,
-    Journal,
-    Record,
-    final_status,
-    find_journal,
-    now,
-    sync_command,
-    try_lock,
-    warn,
-)
-from lightning_glue.tracking.known_runs import Stores, advice, history, is_away, trouble_with
+from lightning_glue.tracking.held_journal import HeldJournal
+from lightning_glue.tracking.journal import Record, now, warn
+from lightning_glue.tracking.journals import JOURNALS, find_journal, sync_command
+from lightning_glue.tracking.known_runs import advice, history, is_away, trouble_with
 from lightning_glue.tracking.mirror import usable_folder
 from lightning_glue.tracking.state import State
 from lightning_glue.tracking.watcher import is_watching, watch
-from lightning_glue.utils.files import CANNOT_WRITE, new_file, sync
+from lightning_glue.utils.files import CANNOT_WRITE, new_file
 from lightning_glue.utils.paths import local_folder
 from lightning_glue.utils.redact import hide_secrets
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
+
+    from lightning_glue.data.binarize import SplitInfo
 
 History = dict[str, list[tuple[int, float]]]  # metric -> (step, value)
 
@@ -60,6 +52,8 @@ class MLflowTracker(Logger):
         journal: folder of the journals.
     """
 
+    _journal: HeldJournal  # from start() on
+
     def __init__(self, uri: str | None, experiment: str, run_name: str, journal: str | Path | None = None) -> None:
         super().__init__()
         self.uri, self._experiment, self._run_name = uri, experiment, run_name
@@ -74,8 +68,6 @@ class MLflowTracker(Logger):
         self._logged: dict[str, int] = {}  # last step of each metric before the run was resumed
         self._state: State | None = None
         self._artifacts = Path()
-        self._locks = ExitStack()
-        self._made: list[Path] = []  # folders, the innermost first
         self._warned: set[bool] = set()
         self._refused: set[str] = set()  # what was said to be
         self._finished, self._checked = False, 0.0
@@ -120,17 +112,16 @@ class MLflowTracker(Logger):
         if folder:
             self._reopen(folder, tags)
         else:
-            folder = self._open(params, tags, system_metrics, resume)
+            self._open(params, tags, system_metrics, resume)
         self._watch()
-        self._wait_for_run(folder)
+        self._wait_for_run()
         self._artifacts = self._artifact_folder()
 
     def _open(
         self, params: Mapping[str, Any], tags: Mapping[str, str], system_metrics: float | None, run_id: str | None
-    ) -> Path:
+    ) -> None:
         """A new journal, for a new run or for one whose journal is on another machine."""
         self.journal_id = uuid.uuid4().hex
-        folder = self._root / self.journal_id
         if run_id:
             self._remember(history(self.uri, run_id))
         start: Record = {
@@ -146,33 +137,11 @@ class MLflowTracker(Logger):
             "config": _shown(params),
         }
         start |= {key: mark for key, mark in {"parent": self.parent, "shared": self.shared}.items() if mark}
-        try:
-            self._made = [path for path in (folder, *folder.parents) if not path.exists()]
-            folder.mkdir(0o700, parents=True)
-            self._lock(folder)
-            self._journal = Journal(folder)
-            self._journal.append({"start": start})
-            self._journal.sync()
-            with suppress(OSError):  # of file systems that do not sync folders
-                sync(folder)
-                sync(self._root)
-        except OSError as error:
-            self._discard()
-            raise UserError(f"cannot write the journal {folder}: {error.strerror}; see tracking.journal") from None
-        return folder
+        self._journal = HeldJournal.create(self.folder, start)
 
     def _reopen(self, folder: Path, tags: Mapping[str, str]) -> None:
         self.journal_id = folder.name
-        try:
-            self._lock(folder)
-            self._journal = Journal(folder)
-            records = self._journal.read()
-        except OSError as error:
-            raise UserError(f"cannot use the journal {folder}: {error.strerror}") from None
-        if final_status(records) == "FINISHED":
-            raise UserError(f"run {State(folder).run_id or folder.name} is finished; there is nothing to resume")
-        if loss := Stores().loss(folder):
-            raise UserError(f"run {State(folder).run_id} {loss}; or start a new run without --resume")
+        self._journal, records = HeldJournal.reopen(folder)
         points = [point for record, _ in records for point in record.get("metrics", ())]
         self._remember((key, step, value) for key, value, _time, step in points)
         self._append({"resume": {"time": now(), "tags": _shown(tags), "uri": self._given}})
@@ -182,17 +151,6 @@ class MLflowTracker(Logger):
             self.history.setdefault(name, []).append((step, value))
             self._logged[name] = max(step, self._logged.get(name, -1))
 
-    def _lock(self, folder: Path) -> None:
-        deadline = time.monotonic() + 5  # others look whether the lock is free
-        while True:
-            with ExitStack() as attempt:
-                if attempt.enter_context(try_lock(folder / "alive")):
-                    self._locks = attempt.pop_all()
-                    return
-            if time.monotonic() > deadline:
-                raise UserError(f"run {State(folder).run_id or folder.name} is being trained by another process")
-            time.sleep(0.05)
-
     def _watch(self) -> None:
         try:
             watch(self.folder)
@@ -200,23 +158,28 @@ class MLflowTracker(Logger):
             later = sync_command(self.run_id, self._root)
             warn(f"no process can be started that sends what is logged ({error.strerror}); {later} does")
 
-    def _wait_for_run(self, folder: Path) -> None:
+    def _wait_for_run(self) -> None:
         """Wait until the watcher has created the run, or knows that it cannot."""
         deadline = time.monotonic() + _START_SECONDS
-        self._state = State(folder)
-        while not self._state.run_id and not self._state.error and time.monotonic() < deadline:
+        state = self._look()
+        while not state.run_id and not state.error and time.monotonic() < deadline:
             time.sleep(0.02)
-            self._state = State(folder)
-        self.uri = self._state.uri or self.uri or f"sqlite:///{Path.cwd() / 'mlflow.db'}"
-        if self._state.fatal and not self._state.run_id:
-            error = str(self._state.error)
-            if self._made:
-                self._discard()
+            state = self._look()
+        self.uri = state.uri or self.uri or f"sqlite:///{Path.cwd() / 'mlflow.db'}"
+        if state.fatal and not state.run_id:
+            error = str(state.error)
+            if self._journal.is_new:
+                self._journal.discard()
             raise UserError(
                 f"MLflow at {hide_secrets(self.uri)} cannot be used: {hide_secrets(error)}; {advice(self.uri, error)}"
             )
-        self._run_name = self._state.run_name or self._run_name
+        self._run_name = state.run_name or self._run_name
         self._check_delivery()
+
+    def _look(self) -> State:
+        """How far the journal is delivered now."""
+        self._state = State(self.folder)
+        return self._state
 
     def _artifact_folder(self) -> Path:
         """Where artifacts are written: a local store's folder, which is tried, else the journal's."""
@@ -224,7 +187,7 @@ class MLflowTracker(Logger):
         trouble = store and trouble_with(store)
         if trouble:
             self._append({"status": ["FAILED", now()]})
-            self._locks.close()
+            self._journal.release()
             raise UserError(
                 f"run {self.run_id}: MLflow at {hide_secrets(str(self.uri))} wants its artifacts in {store}, and that "
                 f"cannot be written here: {trouble}; where it is a folder of the server's machine, start the server "
@@ -232,32 +195,16 @@ class MLflowTracker(Logger):
             )
         return store or self.folder / "artifacts"
 
-    def _discard(self) -> None:
-        """Remove what was made for a run that cannot be."""
-        folder, *parents = self._made or [self.folder]
-        with suppress(OSError), try_lock(folder / "delivery.lock", wait=True):  # the watcher writes nothing meanwhile
-            shutil.rmtree(folder, ignore_errors=True)
-        self._locks.close()
-        with suppress(OSError):  # others have put something there meanwhile
-            for parent in parents:
-                parent.rmdir()
-
     def _append(self, record: Record) -> None:
-        try:
-            self._journal.append(record)
-        except OSError as error:
-            raise UserError(
-                f"cannot write the journal {self._journal.folder}: {error.strerror}; nothing before is lost: free "
-                f"space, then --resume {self.run_id}"
-            ) from None
+        self._journal.record(record)
         if self._finished:
             self._watch()
 
     def _check_delivery(self) -> None:
         """Say once that the server is away, and once that it refuses; have the journal watched where it is not."""
         self._checked = time.monotonic()
-        self._state = State(self.folder)
-        error = self._state.error
+        state = self._look()
+        error = state.error
         if error and is_away(error) not in self._warned:
             self._warned.add(is_away(error))
             what = "does not answer" if is_away(error) else "does not take what is logged"
@@ -265,14 +212,13 @@ class MLflowTracker(Logger):
                 f"MLflow at {self.uri} {what} ({error[:160]}); training goes on, and the journal {self.folder} keeps "
                 "everything for it"
             )
-        self._tell_refused()
+        self._tell_refused(state)
         if not is_watching(self.folder):
             self._watch()
 
-    def _tell_refused(self) -> None:
+    def _tell_refused(self, state: State) -> None:
         """Say once what the server or its artifact store refused for good."""
-        assert self._state
-        for what, why in (self._state.left_out | self._state.refused).items():
+        for what, why in (state.left_out | state.refused).items():
             if what not in self._refused:
                 self._refused.add(what)
                 warn(f"{what} of run {self.run_id} was refused and is only here, in {self.folder}: {why}")
@@ -298,14 +244,14 @@ class MLflowTracker(Logger):
     @rank_zero_only
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
         step, time_ms = step or 0, now()
-        points = [
-            [name, float(value), time_ms, step]
+        values = {
+            name: float(value)
             for name, value in metrics.items()
             if name != "epoch" and step > self._logged.get(name, -1)
-        ]
-        if points:
-            self._append({"metrics": points})
-        for name, value, *_ in points:
+        }
+        if values:
+            self._append({"metrics": [[name, value, time_ms, step] for name, value in values.items()]})
+        for name, value in values.items():
             self.history.setdefault(name, []).append((step, value))
         if time.monotonic() - self._checked > _CHECK_SECONDS:
             self._check_delivery()
@@ -388,16 +334,17 @@ class MLflowTracker(Logger):
             self._append({"register": True})
         with suppress(OSError):
             self._journal.sync()
-        self._locks.close()
+        self._journal.release()
         self._finished = True
         self._check_delivery()
         deadline = time.monotonic() + (_FINISH_SECONDS if status == "FINISHED" else _STOP_SECONDS)
         end = self._journal.end()
-        while not self._state.is_delivered(end) and not self._state.error and time.monotonic() < deadline:
+        state = self._look()
+        while not state.is_delivered(end) and not state.error and time.monotonic() < deadline:
             time.sleep(0.02)
-            self._state = State(self._journal.folder)
-        self._tell_refused()
-        left = undelivered(self._journal, self._state)
+            state = self._look()
+        self._tell_refused(state)
+        left = undelivered(self._journal, state)
         if left:
             warn(
                 f"{left} records of run {self.run_id} have not reached MLflow at {self.uri}; a background process "
@@ -409,7 +356,6 @@ class MLflowTracker(Logger):
         """What became of the model: its registered name, version and rank; empty where the server does not say yet."""
         return self._state.registered if self._state else ""
 
-    @rank_zero_only
     def describe(self) -> str:
         """Where the run is, for a person."""
         return f"{self._experiment} / {self._run_name} ({self.run_id}) at {hide_secrets(str(self.uri))}"

@@ -33,13 +33,15 @@ def describe_model(task: Task, run_id: str, folder: Path) -> None:
     import pandas as pd
     from mlflow import pyfunc
     from mlflow.models import Model, ModelSignature
-    from mlflow.types import ColSpec, DataType, Schema
+    from mlflow.types import ColSpec, DataType, Schema, TensorSpec
 
     from lightning_glue.tasks import input_columns
 
     texts = input_columns(task)
-    outputs = [ColSpec(DataType.double, f"probability_{label}") for label in task.labels]
-    outputs = [ColSpec(DataType.string, "label"), *outputs] if outputs else [ColSpec(DataType.double, "score")]
+    outputs: list[ColSpec | TensorSpec] = [ColSpec(DataType.double, "score")]
+    if task.labels:
+        probabilities = [ColSpec(DataType.double, f"probability_{label}") for label in task.labels]
+        outputs = [ColSpec(DataType.string, "label"), *probabilities]
     inputs = Schema([ColSpec(DataType.string, name) for name in texts])
     model = Model(run_id=run_id, artifact_path=_EXPORT, signature=ModelSignature(inputs, Schema(outputs)))
     pyfunc.add_to_model(model, loader_module="lightning_glue.serving")
@@ -51,9 +53,10 @@ def describe_model(task: Task, run_id: str, folder: Path) -> None:
     model.save(str(folder / "MLmodel"))
 
 
-def digests(run: Run) -> dict[str, str]:
+def dataset_digests(run: Run) -> dict[str, str]:
     """Digest of each split that a run was trained and scored on."""
-    return {entry.dataset.name.rpartition("/")[2]: entry.dataset.digest for entry in run.inputs.dataset_inputs}
+    datasets = [entry.dataset for entry in run.inputs.dataset_inputs] if run.inputs else []
+    return {dataset.name.rpartition("/")[2]: dataset.digest for dataset in datasets}
 
 
 def difference(one: dict[str, str], other: dict[str, str]) -> str:
@@ -62,7 +65,7 @@ def difference(one: dict[str, str], other: dict[str, str]) -> str:
     return "; ".join(f"{name} {one.get(name, 'none')[:12]} against {other.get(name, 'none')[:12]}" for name in names)
 
 
-def score(run: Run, task: Task) -> float:
+def selection_value(run: Run, task: Task) -> float:
     name = f"best/{task.selection_metric}"
     if name not in run.data.metrics:
         raise UserError(f"run {run.info.run_id} has no metric {name}: it was not trained to its end")
@@ -139,7 +142,7 @@ def register(client: MlflowClient, run_id: str) -> tuple[str, str, str]:
     if run.info.status != "FINISHED" or "task.name" not in run.data.params:
         raise UserError(f"run {run_id} is {run.info.status}; only a finished training can be registered")
     task = get_task(run.data.params["task.name"])
-    score(run, task)
+    selection_value(run, task)
     lost = [name for name, value in run.data.metrics.items() if name.startswith("best/") and not math.isfinite(value)]
     if lost:
         raise UserError(f"run {run_id}: {lost[0]} is no finite number, so the training diverged; not registered")
@@ -162,8 +165,8 @@ def _new_version(client: MlflowClient, name: str, run: Run, task: Task) -> Model
         client.log_artifacts(run.info.run_id, folder, _EXPORT)
     _make_registered_model(client, name, f"RoBERTa fine-tuned on {task.name}")
     tags = {key: value for key, value in run.data.tags.items() if key.startswith(_LINEAGE)}
-    tags |= {f"{_DATA}{split}": digest for split, digest in digests(run).items()}
-    tags[_SCORE] = repr(score(run, task))
+    tags |= {f"{_DATA}{split}": digest for split, digest in dataset_digests(run).items()}
+    tags[_SCORE] = repr(selection_value(run, task))
     made = client.create_model_version(name, f"{run.info.artifact_uri}/{_EXPORT}", run.info.run_id, tags=tags)
     first = _version_of(client, name, run.info.run_id) or made
     if first.version != made.version:  # another process registered the same run just now

@@ -110,7 +110,8 @@ class State:
         here = self.folder.resolve()
         if not database or database.parent.resolve() not in here.parents:
             return {"uri": self.uri, "artifact_uri": self.artifact_uri}
-        kept = {"uri": _RELATIVE + os.path.relpath(database.resolve(), here), "artifact_uri": self.artifact_uri}
+        kept: dict[str, str | None] = {"artifact_uri": self.artifact_uri}
+        kept["uri"] = _RELATIVE + os.path.relpath(database.resolve(), here)
         if store and database.parent.resolve() in store.resolve().parents:
             kept["artifact_uri"] = _RELATIVE + os.path.relpath(store.resolve(), here)
         return kept
@@ -139,8 +140,9 @@ def clean_manifest(values: Any) -> Manifest:
     kept: Manifest = {}
     for path, entry in values.items() if isinstance(values, dict) else ():
         digest = entry.get("sha256") if isinstance(entry, dict) else None
-        whole = isinstance(digest, str) and re.fullmatch("[0-9a-f]{64}", digest)
-        if whole and _is_checkpoint(path) and _is_checkpoint(entry.get("file")):
+        if not isinstance(digest, str) or not re.fullmatch("[0-9a-f]{64}", digest):
+            continue
+        if _is_checkpoint(path) and _is_checkpoint(entry.get("file")):
             kept[path] = {"file": entry["file"], "sha256": digest}
     return kept
 

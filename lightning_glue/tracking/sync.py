@@ -8,10 +8,11 @@ from pathlib import Path
 
 from lightning_glue.errors import UserError
 from lightning_glue.tracking.courier import Courier
-from lightning_glue.tracking.journal import Journal, find_journal, is_alive, journals, survey
+from lightning_glue.tracking.journal import Journal, is_alive
+from lightning_glue.tracking.journals import find_journal, journals, survey
 from lightning_glue.tracking.state import State
 from lightning_glue.tracking.uploads import Undelivered
-from lightning_glue.tracking.watcher import conclude
+from lightning_glue.tracking.watcher import give_final_status
 from lightning_glue.utils.redact import first_line, hide_secrets
 
 
@@ -52,7 +53,7 @@ def _deliver(folder: Path, uri: str | None) -> bool:
 def _conclude(journal: Journal) -> OSError | None:
     """Why the status of a training that is gone without a word cannot be written down; None where it is."""
     try:
-        conclude(journal)
+        give_final_status(journal)
     except OSError as error:
         return error
     return None

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lightning_glue.errors import UserError
-from lightning_glue.tracking.journal import Journal, Record, final_status, try_lock
+from lightning_glue.tracking.journal import Journal, Record, try_lock
 from lightning_glue.tracking.mirror import Mirror, brief, is_refusal, is_unreachable
 from lightning_glue.tracking.state import State
 from lightning_glue.utils.redact import first_line
@@ -102,7 +102,7 @@ class Uploads:
         ended = any("status" in record for record, _ in records)
         known = state.upload_error is not None or again or last or bool(plan) or ended
         if known or state.offset - state.uploads > _LAG:
-            state.uploads_prefix = self.journal.checksum(state.uploads, state.offset, state.uploads_prefix)
+            state.uploads_prefix = self.journal.advance(state.uploads, state.offset, state.uploads_prefix)
             state.uploads, state.upload_error = state.offset, None
             self._done.clear()
             self._keep_state()
@@ -176,7 +176,7 @@ class Uploads:
         size = self.journal.path.stat().st_size
         if state.refused or not state.is_delivered(size) or not (self.folder / "artifacts").exists():
             return
-        if final_status(self.journal.read()) == "FINISHED" and self.journal.path.stat().st_size == size:
+        if self.journal.status() == "FINISHED" and self.journal.path.stat().st_size == size:
             shutil.rmtree(self.folder / "artifacts", ignore_errors=True)
 
 

@@ -87,7 +87,7 @@ def _own_environment() -> dict[str, str]:
     return {name: value for name, value in os.environ.items() if name != PARENT}
 
 
-def conclude(journal: Journal) -> None:
+def give_final_status(journal: Journal) -> None:
     """Give a training that is gone without a word its true status; nothing where there is none to be had.
 
     FAILED where a process of it left a traceback: Lightning then kills the first process, which would have said so.
@@ -177,7 +177,7 @@ class Watch:
                 self._sample()
             more = alive or not State(self.folder).is_delivered(self.journal.end())
             if not alive and not self.concluded and not more:  # nothing can be written, but it can be told
-                self.courier.client.set_terminated(self.courier.state.run_id, "FAILED")
+                self.courier.terminate("FAILED")
             if self.ended and time.monotonic() - self.ended > _LINGER_SECONDS and self.courier.uploads_fail():
                 more = False
             return more or self._leave()
@@ -202,7 +202,7 @@ class Watch:
         self.ended = self.ended or time.monotonic()
         if not self.concluded:
             with suppress(OSError):  # the disk is full, which most likely ended the training
-                conclude(self.journal)
+                give_final_status(self.journal)
                 self.concluded = True
         return False
 

@@ -22,6 +22,13 @@ from lightning_glue.model.checkpoint_file import safe_load
 from lightning_glue.tracking.logger import MLflowTracker
 from lightning_glue.training.callbacks import BestEvaluation, dev_metrics
 from lightning_glue.training.distributed import Vote
+from lightning_glue.training.lightning_internals import (
+    ask_nobody_about_sigterm,
+    batches_begun,
+    position,
+    set_position,
+)
+from lightning_glue.training.module import GlueModule
 from lightning_glue.training.preemption import Preemption, Stopped
 from lightning_glue.utils import files
 
@@ -111,10 +118,9 @@ class Checkpoints(Checkpoint):
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self.saved_step, self.saved_at = trainer.global_step, time.monotonic()
-        # Lightning asks process 0 about SIGTERM before every batch and waits for the answer: see Vote.
-        trainer.fit_loop.epoch_loop._broadcast_sigterm_tensor = lambda: None
+        ask_nobody_about_sigterm(trainer)  # see Vote
         self._vote = Vote(trainer.world_size)
-        if stop := self._vote_to_the_end(trainer):
+        if stop := self._vote_to_the_end(self._vote):
             raise Stopped(stop)
 
     def on_train_batch_start(
@@ -129,7 +135,7 @@ class Checkpoints(Checkpoint):
                 self.save_last(trainer)
             if stop:
                 raise Stopped(stop)
-        place = trainer.fit_loop.total_batch_idx * trainer.world_size + trainer.global_rank
+        place = batches_begun(trainer) * trainer.world_size + trainer.global_rank
         torch.manual_seed(int(np.random.SeedSequence([self.seed, place]).generate_state(1)[0]))
 
     def _wish(self, trainer: pl.Trainer) -> tuple[int, bool]:
@@ -139,14 +145,14 @@ class Checkpoints(Checkpoint):
             due = self._asked_to_save = time.monotonic() - self.saved_at >= self.every_seconds
         return int(self.preemption.received or 0), due
 
-    def _vote_to_the_end(self, trainer: pl.Trainer) -> int:
+    def _vote_to_the_end(self, vote: Vote) -> int:
         """The signal that any process got until now; every process waits for the others."""
-        assert self._vote
         wish = int(self.preemption.received or 0), False
-        return max(self._vote.cast(*wish)[0], self._vote.cast(*wish)[0])
+        return max(vote.cast(*wish)[0], vote.cast(*wish)[0])
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        self.stop = self._vote_to_the_end(trainer)
+        assert self._vote
+        self.stop = self._vote_to_the_end(self._vote)
         self._vote.close()
 
     def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
@@ -155,6 +161,7 @@ class Checkpoints(Checkpoint):
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         if trainer.state.fn == TrainerFn.FITTING:
+            assert isinstance(pl_module, GlueModule)
             before = self.kept
             self._keep_best(trainer, dev_metrics(trainer, pl_module)[self.best.metric])
             self.save_last(trainer)
@@ -240,40 +247,22 @@ class Checkpoints(Checkpoint):
         self._tell(trainer, name)
 
     def _tell(self, trainer: pl.Trainer, name: str, gone: bool = False) -> None:
+        """Record that a checkpoint was written, or is ``gone``, in a run that keeps its checkpoints."""
         for logger in trainer.loggers:
             if isinstance(logger, MLflowTracker) and self.folder == logger.artifacts / "checkpoints":
-                (logger.evict_artifact if gone else logger.log_artifact)(f"checkpoints/{name}")
+                if gone:
+                    logger.evict_artifact(f"checkpoints/{name}")
+                else:
+                    logger.log_artifact(f"checkpoints/{name}")
 
     def on_save_checkpoint(self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict) -> None:
-        loops = checkpoint["loops"]["fit_loop"]
-        epoch, batches = position(trainer)
-        total = epoch * trainer.num_training_batches + batches
-        # Lightning's counters stop at the hook that saves, and it guesses from them how to go on, not always rightly.
-        # They are set to what they are between two batches, or before an epoch.
-        _settle(loops["epoch_progress"], epoch, epoch)
-        if batches:
-            for part in loops["epoch_progress"].values():
-                part.update(ready=epoch + 1, started=epoch + 1)
-        _settle(loops["epoch_loop.batch_progress"], total, batches)
-        loops["epoch_loop.batch_progress"]["is_last_batch"] = False
-        _settle(loops["epoch_loop.val_loop.batch_progress"], 0, 0)
+        epochs, batches = position(trainer)
+        set_position(checkpoint, epochs, batches, int(trainer.num_training_batches))
         checkpoint["stopping_early"] = trainer.should_stop
-        checkpoint[POSITION] = [epoch, batches]
+        checkpoint[POSITION] = [epochs, batches]
 
     def on_load_checkpoint(self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict) -> None:
         trainer.should_stop = checkpoint["stopping_early"]
-
-
-def position(trainer: pl.Trainer) -> tuple[int, int]:
-    """Epochs done, and batches done in the next one."""
-    done = trainer.fit_loop.epoch_loop.batch_progress.current.completed
-    ended = done >= trainer.num_training_batches
-    return (trainer.current_epoch + 1, 0) if ended else (trainer.current_epoch, done)
-
-
-def _settle(progress: dict[str, Any], total: int, current: int) -> None:
-    for part, value in (("total", total), ("current", current)):
-        progress[part].update(dict.fromkeys(progress[part], value))
 
 
 def _named(step: int) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import socket
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from pytorch_lightning.strategies import DDPStrategy, SingleDeviceStrategy, Strategy
@@ -12,6 +13,8 @@ from pytorch_lightning.strategies import DDPStrategy, SingleDeviceStrategy, Stra
 from lightning_glue.config import Config, TrainerConfig
 from lightning_glue.errors import UserError
 from lightning_glue.utils.launch import ALONE, Launch, launch
+
+Precision = Literal["32-true", "bf16-mixed", "16-mixed", "64-true"]  # Lightning's names
 
 
 @dataclass(frozen=True)
@@ -93,7 +96,7 @@ def resolve_strategy(devices: Devices) -> Strategy:
     return DDPStrategy(process_group_backend=backend, forward_sync_buffers=False, gradient_as_bucket_view=True)
 
 
-def resolve_precision(config: TrainerConfig, accelerator: str) -> str:
+def resolve_precision(config: TrainerConfig, accelerator: str) -> Precision:
     """``auto`` is bf16-mixed where the hardware multiplies bf16 matrices natively, else 32-true."""
     if config.precision != "auto":
         return config.precision

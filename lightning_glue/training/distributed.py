@@ -23,9 +23,9 @@ from pytorch_lightning.plugins.environments import (
     SLURMEnvironment,
     TorchElasticEnvironment,
 )
-from pytorch_lightning.utilities import rank_zero_only
 
 from lightning_glue.errors import UserError
+from lightning_glue.training.lightning_internals import speak_as
 from lightning_glue.utils.launch import SLURM, TORCHRUN, forget_leftovers, launch
 from lightning_glue.utils.processes import PARENT
 
@@ -73,7 +73,7 @@ def cluster_environment() -> ClusterEnvironment:
 
 def prepare() -> None:
     """Tell Lightning which process speaks, and see to an orderly end of the group."""
-    rank_zero_only.rank = launch().rank
+    speak_as(launch().rank)
     atexit.register(leave)
 
 
@@ -172,7 +172,7 @@ def leave() -> None:
     """End the process group and its threads while Python can still run them; without one, nothing."""
     if not dist.is_initialized():
         return
-    sys.last_traceback = sys.last_value = None  # type: ignore[assignment]
+    sys.last_traceback = sys.last_value = None
     gc.unfreeze()
     gc.collect()  # the training's objects refer to the group, and to each other
     dist.destroy_process_group()

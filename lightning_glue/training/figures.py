@@ -37,7 +37,7 @@ def confusion_matrix(task: Task, split: str, evaluation: Evaluation) -> Figure:
     for row in range(classes):
         for column in range(classes):
             colour = "white" if share[row, column] > 0.5 else "black"
-            axes.text(column, row, int(counts[row, column]), ha="center", va="center", color=colour)
+            axes.text(column, row, str(int(counts[row, column])), ha="center", va="center", color=colour)
     axes.set_xticks(range(classes), task.labels)
     axes.set_yticks(range(classes), task.labels, rotation=90, va="center")
     axes.set(xlabel="predicted label", ylabel="true label")

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from lightning_glue import config as configuration
 from lightning_glue.config import Config
+from lightning_glue.training.build import prepared_of
 from lightning_glue.utils.console import command
 from lightning_glue.utils.paths import sqlite_file
 from lightning_glue.utils.redact import hide_secrets
@@ -37,10 +38,13 @@ def quiet() -> None:
 
 def announce(config: Config, data: GlueDataModule, resume: str | Resume | None, found: Resume | None) -> None:
     """Say what is about to be trained on."""
-    kept = ", ".join(f"{name} {info.rows}" for name, info in data.prepared.splits.items())
-    lost = sum(info.dropped + info.skipped for info in data.prepared.splits.values())
-    cut = sum(split.truncated for split in data.splits.values())
-    notes = [f"malformed rows left out: {lost}"] * bool(lost) + [f"examples cut to length: {cut}"] * bool(cut)
+    files = prepared_of(data).splits
+    kept = ", ".join(f"{name} {info.rows}" for name, info in files.items())
+    notes = []
+    if lost := sum(info.dropped + info.skipped for info in files.values()):
+        notes.append(f"malformed rows left out: {lost}")
+    if cut := sum(split.truncated for split in data.splits.values()):
+        notes.append(f"examples cut to length: {cut}")
     if data.max_tokens < config.data.max_tokens:
         notes.append(f"cut to the {data.max_tokens} positions that the model has")
     source = "generated sample, not GLUE" if config.data.source == "sample" else "GLUE"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable
-from typing import Any
+from typing import Any, overload
 
 import torch
 
@@ -23,6 +23,12 @@ class FairseqAdamW(torch.optim.AdamW):
         for group in self.param_groups:
             group.setdefault("fairseq_eps", eps)
             group.setdefault("updates", 0)
+
+    @overload
+    def step(self, closure: None = None) -> None: ...
+
+    @overload
+    def step(self, closure: Callable[[], float]) -> float: ...
 
     def step(self, closure: Callable[[], float] | None = None) -> float | None:
         loss = None
@@ -43,7 +49,7 @@ def parameter_groups(model: torch.nn.Module, settings: OptimizerConfig, lr: floa
     the head learns at ``lr``, the top layer at d * lr, the one below at d^2 * lr, ..., the embeddings slowest (as
     ELECTRA does, Clark et al. 2020).
     """
-    layers = len(model.encoder.sentence_encoder.layers)
+    layers = len(list(model.get_submodule("encoder.sentence_encoder.layers").children()))
     groups: dict[tuple[float, float], list[torch.nn.Parameter]] = {}
     for name, parameter in model.named_parameters():
         if not parameter.requires_grad:

@@ -22,7 +22,8 @@ from lightning_glue.data.binarize import SplitInfo
 from lightning_glue.errors import UserError
 from lightning_glue.model.checkpoint_file import safe_load
 from lightning_glue.tracking.client import connect, is_missing
-from lightning_glue.tracking.journal import JOURNALS, Journal, find_journal, try_lock
+from lightning_glue.tracking.journal import Journal, try_lock
+from lightning_glue.tracking.journals import JOURNALS, find_journal
 from lightning_glue.tracking.known_runs import unfinished_runs
 from lightning_glue.tracking.logger import MLflowTracker
 from lightning_glue.tracking.mirror import MANIFEST
@@ -85,10 +86,13 @@ def read_checkpoint(path: Path) -> Resume:
     if POSITION not in checkpoint:
         raise UserError(f"{path} cannot be resumed: it holds weights only; expected the last.ckpt of a run")
     record, position = checkpoint.get(RECORD), checkpoint[POSITION]
-    whole = (
-        isinstance(record, dict) and isinstance(record.get("run_id"), str) and isinstance(record.get("config"), dict)
-    )
-    if not whole or not isinstance(position, list | tuple) or [type(number) for number in position] != [int, int]:
+    known = isinstance(position, list | tuple) and [type(number) for number in position] == [int, int]
+    if (
+        not known
+        or not isinstance(record, dict)
+        or not isinstance(record.get("run_id"), str)
+        or not isinstance(record.get("config"), dict)
+    ):
         raise UserError(f"{path} cannot be resumed: run, configuration or position are missing in it")
     return Resume(record["run_id"], path, record, (position[0], position[1]), int(checkpoint.get("global_step", 0)))
 
@@ -105,8 +109,11 @@ def find(reference: str, config: Config) -> Resume | None:
     """
     if INHERITED in os.environ and is_distributed_child():
         told = json.loads(os.environ[INHERITED])
-        path = Path(told["path"]) if told and told["path"] else None
-        return told and Resume(told["run_id"], path, told["record"], tuple(told["position"]))
+        if told is None:
+            return None
+        path = Path(told["path"]) if told["path"] else None
+        epochs, batches = told["position"]
+        return Resume(told["run_id"], path, told["record"], (epochs, batches))
     found = decided_by_leader(lambda: _find(reference, config))
     if found and found.path and not found.path.exists():  # process 0 is on another machine
         root = Path(config.tracking.journal)
@@ -280,8 +287,7 @@ def told_to_children(found: Resume | None, tracker: MLflowTracker) -> Iterator[N
 
     They also learn where to leave the traceback of a crash.
     """
-    chosen = found and {**vars(found), "path": str(found.path or "")}
-    os.environ[INHERITED] = json.dumps(chosen)
+    os.environ[INHERITED] = json.dumps({**vars(found), "path": str(found.path or "")} if found else None)
     os.environ[JOURNAL] = str(tracker.folder.resolve())
     try:
         with children_end_with_us():  # kill -9 leaves nobody at work
@@ -314,13 +320,13 @@ def keep_tracebacks_left(tracker: MLflowTracker) -> bool:
     return bool(found)
 
 
-def digests(splits: dict[str, SplitInfo]) -> dict[str, str]:
+def split_digests(splits: dict[str, SplitInfo]) -> dict[str, str]:
     return {name: info.sha256 for name, info in splits.items()}
 
 
 def check_data(found: Resume, splits: dict[str, SplitInfo]) -> None:
     """Raise UserError where the data are not those the run was trained on; names the split and both digests."""
-    then, now = found.record.get("data", {}), digests(splits)
+    then, now = found.record.get("data", {}), split_digests(splits)
     for name in sorted(then.keys() | now.keys()):
         if found.path and then.get(name) != now.get(name):
             raise UserError(

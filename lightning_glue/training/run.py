@@ -13,7 +13,7 @@ from lightning_glue import config as configuration
 from lightning_glue.config import Config
 from lightning_glue.errors import Diverged
 from lightning_glue.tasks import get_task
-from lightning_glue.training.build import Warm, build
+from lightning_glue.training.build import Warm, build, prepared_of
 from lightning_glue.training.preemption import Preemption, Stopped
 from lightning_glue.training.status import run_status
 from lightning_glue.training.trainer import evaluation_interval, make_callbacks, make_trainer, prepare_process
@@ -123,10 +123,10 @@ class Training:
     def _log_origin(self, stack: ExitStack, checkpoints: Path) -> None:
         """What the run was made from, and the best checkpoints so far of one that goes on."""
         from lightning_glue.tracking import provenance
-        from lightning_glue.training.resume import digests, told_to_children
+        from lightning_glue.training.resume import split_digests, told_to_children
 
-        splits = self.data.prepared.splits
-        self.module.origin.run_id, self.module.origin.data = self.tracker.run_id, digests(splits)
+        splits = prepared_of(self.data).splits
+        self.module.origin.run_id, self.module.origin.data = self.tracker.run_id, split_digests(splits)
         self.tracker.log_inputs(self.module.task.name, splits)
         self.tracker.log_text(provenance.git_diff(), "git.diff")
         stack.enter_context(told_to_children(self.found, self.tracker))
@@ -144,13 +144,13 @@ class Training:
             Diverged: the weights are no longer numbers.
         """
         from lightning_glue.training.checkpoints import Checkpoints
+        from lightning_glue.training.lightning_internals import keep_signal_handlers
 
         module, data = self.module, self.data
         callbacks = [*more, *make_callbacks(self.config, checkpoints, self.preemption)]
         interval = evaluation_interval(self.config, len(data.train_dataloader()))
         trainer = make_trainer(self.config, callbacks, self.tracker, interval)
-        # Lightning's own handlers talk to other processes in the middle of a step.
-        trainer._signal_connector.register_signal_handlers = lambda: None
+        keep_signal_handlers(trainer)
         trainer.fit(module, data, ckpt_path=self.found.path if self.found else None)
         saving = callbacks[-1]
         assert isinstance(saving, Checkpoints)
@@ -194,7 +194,7 @@ class Training:
         from lightning_glue.utils.digests import file_sha256
 
         task, tokenizer = self.module.task, self.pretrained.tokenizer
-        symbols = [] if task.is_regression else read_label_symbols(self.data.prepared.directory)
+        symbols = [] if task.is_regression else read_label_symbols(prepared_of(self.data).directory)
         with self.tracker.artifact_folder("fairseq") as folder:
             export(self.module.model.cpu(), task, tokenizer, symbols, step, folder, settings(self.config, self.data))
             self.tracker.set_tags({EXPORT_DIGEST: file_sha256(folder / "checkpoint_best.pt")})
@@ -207,13 +207,20 @@ class Training:
 
         accelerator = resolve_devices(self.config.trainer).accelerator
         task, model = self.module.task, self.module.model.to(accelerator)
-        limits = {"eval_tokens": self.data.eval_tokens, "max_tokens": self.data.max_tokens}
-        limits |= {"precision": resolve_precision(self.config.trainer, accelerator)}
-        write_submissions(model, task, self.data.prepared, folder, **limits)
+        test_sets = [(task, prepared_of(self.data))]
         if task.name == "MNLI":
             ax = get_task("AX")
-            prepared = prepare_configured(ax, self.config.data, self.pretrained.tokenizer)
-            write_submissions(model, ax, prepared, folder, **limits)
+            test_sets.append((ax, prepare_configured(ax, self.config.data, self.pretrained.tokenizer)))
+        for test_task, prepared in test_sets:
+            write_submissions(
+                model,
+                test_task,
+                prepared,
+                folder,
+                eval_tokens=self.data.eval_tokens,
+                max_tokens=self.data.max_tokens,
+                precision=resolve_precision(self.config.trainer, accelerator),
+            )
 
 
 def train(config: Config, caller: Caller | None = None, *, register: bool = False) -> Training:
@@ -278,7 +285,7 @@ def settings(config: Config, data: GlueDataModule) -> dict[str, Any]:
         "data.max_tokens": data.max_tokens,
         "data.eval_tokens": config.data.eval_tokens,
         "trainer.precision": resolve_precision(config.trainer, resolve_devices(config.trainer).accelerator),
-        "sha256": {split.name: data.prepared.splits[split.name].sha256 for split in data.task.dev},
+        "sha256": {split.name: prepared_of(data).splits[split.name].sha256 for split in data.task.dev},
     }
     if config.data.source == "glue" and config.data.glue_dir:
         inherited = config.data.glue_dir == os.environ.get("GLUE_DIR")

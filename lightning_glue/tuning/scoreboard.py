@@ -14,6 +14,7 @@ from rich.table import Table
 
 from lightning_glue.tuning.controller import Running
 from lightning_glue.tuning.slots import is_surplus
+from lightning_glue.tuning.values import best_of, value_of
 
 _SHOWN = (TrialState.COMPLETE, TrialState.RUNNING, TrialState.PRUNED, TrialState.FAIL, TrialState.WAITING)
 _WORDS = {"COMPLETE": "done", "RUNNING": "running", "PRUNED": "pruned", "FAIL": "failed", "WAITING": "to do"}
@@ -42,11 +43,11 @@ def seconds_left(trials: list[FrozenTrial], groups: int, to_do: int | None = Non
     if not durations:
         return None
     mean = sum(durations) / len(durations)
-    running = [trial for trial in trials if trial.state == TrialState.RUNNING and trial.datetime_start]
+    begun = [trial.datetime_start for trial in trials if trial.state == TrialState.RUNNING and trial.datetime_start]
     now = time.time()
-    partly = sum(max(0.0, mean - (now - trial.datetime_start.timestamp())) for trial in running)
+    partly = sum(max(0.0, mean - (now - start.timestamp())) for start in begun)
     waiting = sum(trial.state == TrialState.WAITING for trial in trials)
-    return (partly + (waiting if to_do is None else to_do) * mean) / max(1, groups, len(running))
+    return (partly + (waiting if to_do is None else to_do) * mean) / max(1, groups, len(begun))
 
 
 class Scoreboard:
@@ -94,12 +95,11 @@ class Scoreboard:
             *(_WORDS[state.name] for state in _SHOWN), "collapsed", f"best {self.metric}", "time left", expand=False
         )
         collapsed = sum(trial.user_attrs.get("collapsed", 0) for trial in trials)
-        complete = [trial for trial in trials if trial.state == TrialState.COMPLETE]
-        best = max(complete, key=lambda trial: trial.value, default=None)
+        best = best_of(trials)
         table.add_row(
             *(str(counts[state]) for state in _SHOWN),
             str(collapsed),
-            f"{best.value:.4f} (trial {best.number})" if best else "-",
+            f"{value_of(best):.4f} (trial {best.number})" if best else "-",
             time.strftime("%H:%M:%S", time.gmtime(left)) if left is not None else "-",
         )
         table.caption = "\n".join(

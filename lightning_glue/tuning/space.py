@@ -11,11 +11,13 @@ from lightning_glue.config import Config, TuneConfig, flatten, keys
 from lightning_glue.errors import UserError, suggest
 
 if TYPE_CHECKING:
-    from optuna.distributions import BaseDistribution
+    from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
     from optuna.trial import Trial
 
+    Law = CategoricalDistribution | FloatDistribution | IntDistribution
+
 _FOLLOWS = {"task.batch_size": "data.batch_size", "task.max_epochs": "trainer.max_epochs"}  # as conf/ has it
-Space = dict[str, "BaseDistribution"]
+Space = dict[str, "Law"]
 
 
 def make_space(written: Mapping[str, Any], fixed: set[str]) -> Space:
@@ -35,7 +37,7 @@ def make_space(written: Mapping[str, Any], fixed: set[str]) -> Space:
     return space
 
 
-def _distribution(key: str, entry: Any) -> BaseDistribution:
+def _distribution(key: str, entry: Any) -> Law:
     from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 
     if key not in keys():
@@ -77,16 +79,18 @@ def first_trials(tune: TuneConfig, recipe: Config, space: Space) -> list[dict[st
     from optuna.trial import create_trial
 
     if tune.sampler == "grid":
-        for key, distribution in space.items():
-            if not isinstance(distribution, CategoricalDistribution):
+        choices = []
+        for key, law in space.items():
+            if not isinstance(law, CategoricalDistribution):
                 raise UserError(f"tune.sampler=grid needs a list of choices for {key}; try tune.space=paper")
-        return [dict(zip(space, point)) for point in itertools.product(*(d.choices for d in space.values()))]
+            choices.append(law.choices)
+        return [dict(zip(space, point)) for point in itertools.product(*choices)]
     usual = flatten(recipe)
     trials: list[dict[str, Any]] = []
     for chosen in tune.first_trials:
         parameters = {key: _within(law, chosen.get(key, usual[key])) for key, law in space.items()}
         try:
-            create_trial(value=0.0, params=parameters, distributions=space)
+            create_trial(value=0.0, params=parameters, distributions=dict(space))
         except ValueError as error:
             raise UserError(f"tune.first_trials: {parameters} lies outside the search space: {error}") from None
         if parameters not in trials:
@@ -94,9 +98,11 @@ def first_trials(tune: TuneConfig, recipe: Config, space: Space) -> list[dict[st
     return trials
 
 
-def _within(law: BaseDistribution, value: Any) -> Any:
+def _within(law: Law, value: Any) -> Any:
     """The choice or the end of a range that ``value`` is up to rounding, else ``value``: 3 x 1e-5 is not quite 3e-5."""
-    ends = getattr(law, "choices", None) or (law.low, law.high)
+    from optuna.distributions import CategoricalDistribution
+
+    ends = law.choices if isinstance(law, CategoricalDistribution) else (law.low, law.high)
     near = (end for end in ends if isinstance(end, float) and isinstance(value, float))
     return next((end for end in near if math.isclose(end, value, rel_tol=1e-8)), value)
 

@@ -17,6 +17,7 @@ import optuna
 from optuna.trial import FrozenTrial, TrialState
 
 from lightning_glue.tracking import provenance
+from lightning_glue.tuning.values import value_of
 from lightning_glue.utils.files import new_file
 from lightning_glue.utils.redact import first_line, hide_secrets
 
@@ -47,9 +48,9 @@ class StudyTracking:
     def __init__(
         self, tracker: MLflowTracker, study: SharedStudy, params: dict[str, Any], metric: str, *, alone: bool
     ) -> None:
-        from pytorch_lightning.utilities import rank_zero_only
+        from lightning_glue.training.lightning_internals import speak_as
 
-        rank_zero_only.rank = 0  # whatever SLURM calls this process: a controller is nobody's second
+        speak_as(0)  # whatever SLURM calls this process: a controller is nobody's second
         self.tracker, self.study, self.metric = tracker, study, metric
         tags = {
             "optuna.study": study.name,
@@ -89,7 +90,8 @@ class StudyTracking:
 
     def _tag(self, run: str, tags: dict[str, str]) -> None:
         """Through the run's own journal; where that is on another machine, what the training has said holds."""
-        from lightning_glue.tracking.journal import Journal, find_journal
+        from lightning_glue.tracking.journal import Journal
+        from lightning_glue.tracking.journals import find_journal
         from lightning_glue.tracking.watcher import watch
 
         folder = find_journal(self.tracker.folder.parent, run)
@@ -105,9 +107,11 @@ class StudyTracking:
 
     def _log_progress(self) -> None:
         done = self.study.trials(TrialState.COMPLETE, TrialState.PRUNED)
-        complete = [trial.value for trial in done if trial.state == TrialState.COMPLETE]
-        values = {"study/trials": len(done), "study/pruned": len(done) - len(complete)}
-        self.tracker.log_metrics(values | ({f"best/{self.metric}": max(complete)} if complete else {}), step=len(done))
+        complete = [value_of(trial) for trial in done if trial.state == TrialState.COMPLETE]
+        values: dict[str, float] = {"study/trials": len(done), "study/pruned": len(done) - len(complete)}
+        if complete:
+            values[f"best/{self.metric}"] = max(complete)
+        self.tracker.log_metrics(values, step=len(done))
 
     def _keep_drawn(self, *, wait: bool = False) -> None:
         """Log what was drawn, once it is."""

@@ -17,7 +17,8 @@ from helpers.postgres import Postgres
 from helpers.project import ROOT, run
 from helpers.servers import MlflowServer
 
-from lightning_glue.tracking.journal import Journal, journals
+from lightning_glue.tracking.journal import Journal
+from lightning_glue.tracking.journals import journals
 
 KILLS = int(os.environ.get("LIGHTNING_GLUE_KILLS", "3"))  # 20: the full version, about ten minutes
 FLAGS = [

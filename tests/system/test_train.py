@@ -17,7 +17,8 @@ import torch
 from helpers.project import ROOT, run, torture
 from mlflow.entities import Run
 
-from lightning_glue.tracking.journal import Journal, final_status, journals
+from lightning_glue.tracking.journal import Journal, final_status
+from lightning_glue.tracking.journals import journals
 
 TINY = ["--data", "sample", "--model", "tiny", "--gpus", "0"]
 SHORT = ["trainer.max_epochs=2", "trainer.log_every=5", "data.batch_size=32", "tracking.system_metrics_seconds=null"]

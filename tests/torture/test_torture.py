@@ -30,7 +30,8 @@ from helpers.project import ROOT
 from lightning_glue.data.download import extract_tar
 from lightning_glue.data.tokenizer import read_dictionary
 from lightning_glue.errors import UserError
-from lightning_glue.tracking.journal import Journal, final_status, journals
+from lightning_glue.tracking.journal import Journal, final_status
+from lightning_glue.tracking.journals import journals
 from lightning_glue.tracking.mirror import read_manifest
 from lightning_glue.tracking.state import State
 from lightning_glue.training.resume import read_checkpoint

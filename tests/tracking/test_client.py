@@ -36,7 +36,7 @@ def tables(database: Path) -> set[str]:
 
 
 def test_four_processes_at_once_make_one_whole_database(here: Path) -> None:
-    code = "from lightning_glue.store import connect; print(len(connect(None).search_experiments()))"
+    code = "from lightning_glue.tracking.client import connect; print(len(connect(None).search_experiments()))"
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     command = [sys.executable, "-c", code]
     started = [subprocess.Popen(command, env=environment, stdout=-1, stderr=-1, text=True) for _ in range(4)]

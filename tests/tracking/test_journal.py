@@ -17,17 +17,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from lightning_glue.errors import UserError
-from lightning_glue.tracking.journal import (
-    Journal,
-    decode,
-    delivered_run,
-    encode,
-    final_status,
-    find_journal,
-    is_alive,
-    journals,
-    try_lock,
-)
+from lightning_glue.tracking.journal import Journal, decode, encode, final_status, is_alive, try_lock
+from lightning_glue.tracking.journals import delivered_run, find_journal, journals
 from lightning_glue.tracking.state import State
 
 values = st.recursive(
@@ -160,7 +151,7 @@ def test_two_writers_do_not_cut_each_other(tmp_path: Path) -> None:
 import sys
 import zlib
 from pathlib import Path
-from lightning_glue.journal import Journal
+from lightning_glue.tracking.journal import Journal
 journal = Journal(Path("."))
 for i in range(300):
     journal.append({"metrics": [[sys.argv[1], i, 0, i]]})
@@ -177,7 +168,7 @@ def test_a_full_disk_leaves_the_journal_as_it_was(tmp_path: Path) -> None:
     code = f"""
 import resource
 from pathlib import Path
-from lightning_glue.journal import Journal
+from lightning_glue.tracking.journal import Journal
 journal = Journal(Path("."))
 journal.append({{"tags": {{"n": 0}}}})
 resource.setrlimit(resource.RLIMIT_FSIZE, (100, {resource.RLIM_INFINITY}))
@@ -276,7 +267,8 @@ def test_what_is_long_is_not_read_for_its_start_and_status(tmp_path: Path) -> No
 READ_ONLY = """
 import os, sys
 from pathlib import Path
-from lightning_glue.journal import Journal, is_alive, journals, try_lock
+from lightning_glue.tracking.journal import Journal, is_alive, try_lock
+from lightning_glue.tracking.journals import journals
 if os.getuid() == 0:
     os.setuid(65534)
 root = Path(sys.argv[1])

@@ -24,7 +24,8 @@ from lightning_glue.data.binarize import SplitInfo
 from lightning_glue.errors import UserError
 from lightning_glue.tracking import logger, provenance, watcher
 from lightning_glue.tracking.courier import Courier
-from lightning_glue.tracking.journal import Journal, find_journal
+from lightning_glue.tracking.journal import Journal
+from lightning_glue.tracking.journals import find_journal
 from lightning_glue.tracking.known_runs import _CONFIGURATION as CONFIGURATION
 from lightning_glue.tracking.known_runs import is_away, unfinished_runs
 from lightning_glue.tracking.logger import MLflowTracker
@@ -192,7 +193,7 @@ def test_kill_9_in_the_middle_of_deliveries_and_two_at_once(server: MlflowServer
     for step in range(6000):
         tracker._append({"metrics": [[name, step / 3, 1_700_000_000_000 + step, step] for name in ("a", "b")]})
     tracker._append({"status": ["FINISHED", 1_800_000_000_000]})
-    tracker._locks.close()
+    tracker._journal.release()
     proxy = Proxy(server.port, delay=0.05)
     command = [sys.executable, "-m", "lightning_glue.sync", "--uri", proxy.uri]
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
@@ -309,7 +310,7 @@ def test_a_run_resumed_elsewhere_keeps_one_history(
     watcher._process.wait()
     for step in (2, 3):
         tracker._append({"metrics": [["loss", 1 / step, 5, step]]})
-    tracker._locks.close()
+    tracker._journal.release()
     (tmp_path / "elsewhere").mkdir()
     with monkeypatch.context() as patch:
         patch.chdir(tmp_path / "elsewhere")
@@ -550,7 +551,7 @@ def test_an_error_of_any_kind_is_noted_and_the_watch_goes_on(store: str, monkeyp
     assert watch.tend()
     assert (State(tracker.folder).error, history(store, tracker.run_id, "loss")) == (None, [(1, 1.0)])
     tracker._append({"status": ["KILLED", 1]})
-    tracker._locks.close()
+    tracker._journal.release()
     while watch.tend():
         pass
     assert not watcher.is_watching(tracker.folder)
@@ -563,7 +564,7 @@ def test_a_training_that_a_full_disk_ended_reads_failed(store: str, monkeypatch:
     watcher._process.kill()
     watcher._process.wait()
     tracker.log_metrics({"loss": 1.0}, 1)
-    tracker._locks.close()
+    tracker._journal.release()
     watch = watcher.Watch(tracker.folder)
     with monkeypatch.context() as patch:
         patch.setattr(Journal, "append", lambda *_: (_ for _ in ()).throw(OSError(errno.ENOSPC, "full")))

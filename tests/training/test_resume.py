@@ -21,7 +21,7 @@ from helpers.project import ROOT, run, torture
 from lightning_glue import config as configuration
 from lightning_glue import train as training
 from lightning_glue.errors import UserError
-from lightning_glue.tracking.journal import journals
+from lightning_glue.tracking.journals import journals
 from lightning_glue.tracking.logger import MLflowTracker
 from lightning_glue.tracking.state import State
 from lightning_glue.training import callbacks, checkpoints

@@ -79,7 +79,7 @@ def test_a_recipe_that_cannot_be_written_is_a_warning(
 ) -> None:
     from types import SimpleNamespace
 
-    from lightning_glue.tuning.search import keep_recipe
+    from lightning_glue.tuning.results import keep_recipe
 
     shutil.rmtree(recipes)
     recipes.write_text("a file, where a folder is to be made")  # root may write anywhere else

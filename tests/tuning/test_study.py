@@ -247,7 +247,7 @@ def test_two_controllers_that_queue_the_same_slot_run_one_trial(storage: str) ->
 
 def test_a_maker_that_dies_over_the_queue_leaves_nothing_out(storage: str) -> None:
     code = (
-        "import os; from control import *; made = []; real = SharedStudy._make\n"
+        "import os; from helpers.control import *; made = []; real = SharedStudy._make\n"
         "def make(self, slots, slot):\n"
         "    real(self, slots, slot); made.append(slot); len(made) == 3 and os.kill(os.getpid(), 9)\n"
         f"SharedStudy._make = make; share({storage!r}, 'maker', 20)"
@@ -284,10 +284,8 @@ def test_an_interruption_costs_no_retry(storage: str) -> None:
 
 def test_a_trial_of_a_dead_process_of_this_machine_is_found_at_once(storage: str) -> None:
     share(storage, "dead", 1)
-    code = (
-        f"import os; from control import *; s = share({storage!r}, 'dead', 1); s.claim(SPACE); os.kill(os.getpid(), 9)"
-    )
-    subprocess.run([sys.executable, "-c", code], check=False)
+    code = "import os; from helpers.control import *; s=share({!r}, 'dead', 1); s.claim(SPACE); os.kill(os.getpid(), 9)"
+    subprocess.run([sys.executable, "-c", code.format(storage)], check=False)
     study = share(storage, "dead", 1)
     assert [trial.number for trial in study.reap()] == [0]
     assert study.claim(SPACE).number == 1
@@ -426,7 +424,7 @@ def test_optunas_grpc_proxy_serves_controllers_without_a_database_driver(tmp_pat
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     code = (
-        "import optuna; from lightning_glue.study import open_storage;"
+        "import optuna; from lightning_glue.tuning.storage import open_storage;"
         f"storage = open_storage('sqlite:///{tmp_path}/p.db');"
         f"optuna.storages.run_grpc_proxy_server(storage, host='127.0.0.1', port={port})"
     )

@@ -15,8 +15,9 @@ from helpers.servers import free_port
 from mlflow.entities import Run
 from optuna.trial import TrialState
 
+from lightning_glue import tune
 from lightning_glue.tracking.logger import MLflowTracker
-from lightning_glue.tuning import search
+from lightning_glue.tuning.results import study_status
 from lightning_glue.tuning.study import SharedStudy
 from lightning_glue.tuning.study_run import STUDY_TAG, StudyTracking
 
@@ -89,12 +90,12 @@ def test_the_status_of_a_search_is_true(folder: Path) -> None:
     study, other = (share(str(folder / "study.journal"), "status", 3, retries=0) for _ in range(2))
     failed = study.claim(SPACE)
     study.fail(failed._trial_id, "diverged at step 3", again=False)
-    assert search.outcome(study, stopped()) == ("FAILED", "no trial completed; the last failed: diverged at step 3")
-    assert search.outcome(study, stopped(2)) == ("KILLED", "")
+    assert study_status(study, stopped()) == ("FAILED", "no trial completed; the last failed: diverged at step 3")
+    assert study_status(study, stopped(2)) == ("KILLED", "")
     trial = other.claim(SPACE)
-    assert search.outcome(study, stopped(2)) == ("RUNNING", "")  # another controller's trial goes on
+    assert study_status(study, stopped(2)) == ("RUNNING", "")  # another controller's trial goes on
     other.finish(trial._trial_id, TrialState.COMPLETE, 0.5)
-    assert search.outcome(study, stopped()) == ("FINISHED", "")
+    assert study_status(study, stopped()) == ("FINISHED", "")
 
 
 def test_the_storage_of_the_environment_is_used_and_not_shown(
@@ -102,10 +103,10 @@ def test_the_storage_of_the_environment_is_used_and_not_shown(
 ) -> None:
     monkeypatch.setenv("OPTUNA_STORAGE", "postgresql://ann:s3cr3t@db/optuna")
     monkeypatch.setattr("sys.argv", ["tune", "--task", "RTE"])
-    assert search.parse_arguments().storage == "postgresql://ann:s3cr3t@db/optuna"
+    assert tune.parse_arguments().storage == "postgresql://ann:s3cr3t@db/optuna"
     monkeypatch.setattr("sys.argv", ["tune", "--help"])
     with pytest.raises(SystemExit):
-        search.parse_arguments()
+        tune.parse_arguments()
     assert "s3cr3t" not in capsys.readouterr().out
 
 

@@ -1,0 +1,131 @@
+"""A search as it is asked for, and what that comes to: configuration, space, places."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from lightning_glue import config as configuration
+from lightning_glue.config import Config, TuneConfig
+from lightning_glue.errors import UserError, suggest
+from lightning_glue.tasks import TRAINABLE, get_task
+
+if TYPE_CHECKING:
+    from lightning_glue.execution.place import Place
+    from lightning_glue.tuning.space import Space
+
+DEFAULT_STORAGE = "sqlite:///optuna.db"
+_NAME_LIMIT = 512  # characters of a study's name: the storages' tables hold no more
+
+
+@dataclass(frozen=True)
+class Request:
+    """A search as it is asked for; None leaves it to ``conf/`` or to what the machine has.
+
+    Attributes:
+        trials: of the whole study.
+        storage: of the study, an address of Optuna's or the path of a journal file.
+        workers: trials at a time on this machine.
+        overrides: ``key=value``, also of ``tune.``; a key of the search space is then fixed.
+    """
+
+    task: str
+    model: str | None = None
+    data: str | None = None
+    experiment: str | None = None
+    trials: int | None = None
+    study: str | None = None
+    storage: str = DEFAULT_STORAGE
+    workers: int | None = None
+    gpus: int | None = None
+    gpus_per_trial: int = 1
+    trials_per_gpu: int = 1
+    procs: int = 1
+    retries: int | None = None
+    overrides: Sequence[str] = ()
+
+    def __post_init__(self) -> None:
+        """Raise UserError where a number or a name cannot be meant."""
+        for name in ("trials", "workers", "gpus_per_trial", "trials_per_gpu", "procs"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise UserError(f"--{name.replace('_', '-')} {value}; expected at least 1")
+        if len(self.study or "") > _NAME_LIMIT:
+            raise UserError(f"--study: a name of {len(self.study or '')} characters; expected at most {_NAME_LIMIT}")
+
+
+@dataclass(frozen=True)
+class Search:
+    """What is searched, and from where.
+
+    Attributes:
+        config: what every trial's configuration is made from.
+        asked: trials that the command line asks for; None: as many as the study is to have.
+    """
+
+    config: Config
+    tune: TuneConfig
+    space: Space
+    places: list[Place]
+    asked: int | None
+
+    @property
+    def metric(self) -> str:
+        return get_task(self.config.task.name).selection_metric
+
+
+def compose_search(request: Request) -> Search:
+    """The search that is asked for.
+
+    Raises:
+        UserError: a mistake in it or in ``conf/tune/``.
+    """
+    if request.task not in TRAINABLE:
+        raise UserError(f"unknown task {request.task!r}{suggest(request.task, TRAINABLE)}")
+    flags = {"tune.trials": request.trials, "tune.retries": request.retries}
+    tuning = [f"{key}={value}" for key, value in flags.items() if value is not None]
+    tuning += [entry for entry in request.overrides if entry.startswith("tune.")]
+    asked = request.trials is not None or any(entry.startswith("tune.trials=") for entry in tuning)
+    overrides = [entry for entry in request.overrides if not entry.startswith("tune.")]
+    gpus = _gpus(request.gpus)
+    model = request.model or ("roberta.base" if gpus and not request.experiment else None)
+    fixed = {entry.lstrip("+~").partition("=")[0] for entry in overrides}
+    overrides += [
+        f"trainer.gpus={request.gpus_per_trial if gpus else 0}",
+        f"trainer.procs={1 if gpus else request.procs}",
+    ]
+    overrides += [] if "tracking.checkpoints" in fixed else ["tracking.checkpoints=false"]
+    config, tune = configuration.compose_tune(
+        tuning + overrides, task=request.task, model=model, data=request.data, experiment=request.experiment
+    )
+
+    from lightning_glue.execution.place import places
+    from lightning_glue.tuning.space import make_space
+
+    if gpus and request.gpus_per_trial > gpus:
+        raise UserError(f"--gpus-per-trial {request.gpus_per_trial}: this machine gives {gpus} GPUs to the study")
+    where = places(
+        workers=request.workers, gpus=gpus, gpus_per_trial=request.gpus_per_trial,
+        trials_per_gpu=request.trials_per_gpu, procs=request.procs,
+    )  # fmt: skip
+    space = make_space(tune.parameters, fixed)
+    return Search(config, tune, space, where, tune.trials if asked else None)
+
+
+def _gpus(asked: int | None) -> int:
+    import torch
+
+    there = torch.cuda.device_count()
+    if asked is not None and asked > there:
+        raise UserError(f"--gpus {asked}: this machine shows {there} CUDA devices")
+    return there if asked is None else asked
+
+
+def default_name(search: Search) -> str:
+    """``SST-2-minilm``, with ``-sample`` or the space's name where they are not the usual ones."""
+    config, tune = search.config, search.tune
+    parts = [config.task.name, config.model.name]
+    parts += ["sample"] if config.data.source == "sample" else []
+    parts += [tune.space] if tune.space != "wide" else []
+    return "-".join(parts)

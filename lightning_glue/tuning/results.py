@@ -1,0 +1,87 @@
+"""What a study came to: its best trial, the recipe of that, and what is said at the end."""
+
+from __future__ import annotations
+
+import sys
+from collections import Counter
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from optuna.trial import FrozenTrial, TrialState
+
+from lightning_glue import config as configuration
+from lightning_glue.config import Config
+from lightning_glue.tuning.slots import Slots, is_surplus
+from lightning_glue.tuning.space import with_parameters
+from lightning_glue.tuning.values import best_of, value_of
+from lightning_glue.utils.console import command
+from lightning_glue.utils.redact import hide_secrets
+
+if TYPE_CHECKING:
+    from lightning_glue.tuning.controller import Controller
+    from lightning_glue.tuning.request import Search
+    from lightning_glue.tuning.study import SharedStudy
+    from lightning_glue.tuning.study_run import StudyTracking
+
+
+def best_trial(study: SharedStudy) -> FrozenTrial | None:
+    """The complete trial with the highest value, the first of equals; None where none is complete."""
+    return best_of(study.trials(TrialState.COMPLETE))
+
+
+def trial_config(search: Search, parameters: Mapping[str, Any]) -> Config:
+    """The configuration of a trial, with its first seed."""
+    return configuration.unflatten(with_parameters(search.config, parameters))
+
+
+def keep_recipe(search: Search, study: SharedStudy, best: FrozenTrial) -> bool:
+    """Write the recipe; where that cannot be, it is a warning, and False."""
+    from lightning_glue.tuning.recipe import write_recipe
+
+    done = sum(trial.state.is_finished() for trial in study.trials())
+    try:
+        write_recipe(
+            trial_config(search, best.params), study=study.name, trial=best.number, metric=search.metric,
+            value=value_of(best), trials=done,
+        )  # fmt: skip
+    except OSError as error:
+        print(f"warning: the best recipe cannot be kept: {error.filename}: {error.strerror}", file=sys.stderr)
+        return False
+    return True
+
+
+def study_status(study: SharedStudy, controller: Controller) -> tuple[str, str]:
+    """The status of the study's run, RUNNING where others go on, and what to say of an error."""
+    at_work = bool(study.trials(TrialState.RUNNING))  # this controller's own are given back
+    if controller.stopped_by or at_work:
+        return "RUNNING" if at_work else "KILLED", ""
+    if study.trials(TrialState.COMPLETE):
+        return "FINISHED", ""
+    reason = controller.last_failure or last_failure(study)
+    return "FAILED", "no trial completed" + (f"; the last failed: {reason}" if reason else "")
+
+
+def last_failure(study: SharedStudy) -> str:
+    """Why the last trial that failed did so; empty where none has."""
+    failed = [trial for trial in study.trials(TrialState.FAIL) if not is_surplus(trial)]
+    return failed[-1].user_attrs.get("reason", "") if failed else ""
+
+
+def report_study(search: Search, study: SharedStudy, tracking: StudyTracking, storage: str) -> None:
+    """Say what came out and what to do next."""
+    trials = study.trials()
+    counts = Counter(trial.state.name.lower() for trial in trials if not is_surplus(trial))
+    counts["waiting"] = study.to_do(Slots(trials))
+    print(f"\nstudy {study.name}: " + ", ".join(f"{count} {state}" for state, count in sorted(counts.items()) if count))
+    best = best_trial(study)
+    if best:
+        print(f"best trial {best.number}: {search.metric} {value_of(best):.4f}")
+        for key, value in best.params.items():
+            print(f"  {key:<28}{value:.6g}" if isinstance(value, float) else f"  {key:<28}{value}")
+    print(f"run: {hide_secrets(tracking.tracker.describe())}\nnext:")
+    # Another study of the task may have written its own recipe meanwhile.
+    if best and keep_recipe(search, study, best):
+        recipe = f"tuned/{search.config.task.name}"
+        again = command("python", "-m", "lightning_glue.train", "--experiment", recipe)
+        print(f"  {again}\n      train with the best parameters")
+    print(f"  {command('optuna-dashboard', hide_secrets(storage))}\n      look at the study")
