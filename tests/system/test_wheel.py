@@ -101,8 +101,10 @@ def test_it_trains_the_demo_and_searches_in_an_empty_folder(
     assert (tmp_path / "experiments" / "tuned" / "WNLI.yaml").is_file()
     assert sorted(Path(file).parent.rglob("*.yaml")) == installed
 
-    said = run(python, tmp_path, "-m", "lightning_glue.train", "--experiment", "tuned/WNLI", "--gpus", "0", *SHORT)
-    assert "WNLI" in said and "tiny" in said
+    code = "import sys; sys.argv[1:] = ['--experiment', 'tuned/WNLI']; from lightning_glue import train; "
+    code += "found = train.compose(train.parse_arguments()); print(found.task.name, found.model.name, found.trainer)"
+    said = run(python, tmp_path, "-c", code)
+    assert said.startswith("WNLI tiny TrainerConfig(") and "max_steps=2" in said
 
 
 def test_the_lock_has_a_version_that_fits_for_everything_asked_for() -> None:
