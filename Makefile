@@ -21,6 +21,7 @@ BENCHMARKS ?= forward train paired tracking tune preprocess startup scaling
 PYTHON ?= $(firstword $(foreach p,python3.12 python3.11 python3,$(shell $(p) -c 'import sys; print("$(p)" if (3,11) <= sys.version_info[:2] < (3,13) else "")' 2>/dev/null)))
 BIN := .venv/bin
 INSTALLED := .venv/.installed
+PIP := $(BIN)/python -m pip install -q -c requirements.lock
 # $(call option,--flag,value): nothing where there is no value, which may hold blanks and quotes; ARGS alone is split.
 home = $(if $(filter ~/%,$(firstword $(1))),$(patsubst ~/%,$(HOME)/%,$(1)),$(1))
 option = $(if $(2),$(1) '$(subst ','\'',$(call home,$(2)))')
@@ -36,7 +37,7 @@ export MLFLOW_BACKEND_STORE_URI := $(DB)
 endif
 
 .DEFAULT_GOAL := help
-.PHONY: help install train tune dashboard evaluate preprocess sync bench bench-gpu report register server ui test torture picture lint clean
+.PHONY: help install train tune dashboard evaluate preprocess sync bench bench-gpu report register server ui test torture picture lint dist clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 26
@@ -44,12 +45,12 @@ help: ## list the targets
 
 install: $(INSTALLED) ## make .venv and install everything (the other targets do it when needed)
 
-$(INSTALLED): pyproject.toml requirements-no-deps.txt
+$(INSTALLED): pyproject.toml setup.py requirements.lock requirements-no-deps.txt
 	@test -n "$(PYTHON)" || { echo "error: no Python 3.11 or 3.12 found; install one or set PYTHON=/path/to/python" >&2; exit 2; }
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install -q --no-deps -r requirements-no-deps.txt
 	@# --no-warn-conflicts: fairseq asks for torchaudio, which nothing here uses
-	$(BIN)/python -m pip install -q --no-warn-conflicts -e '.[test]'
+	$(PIP) --no-warn-conflicts -e '.[test]'
 	@touch $@
 
 train: $(INSTALLED) ## fine-tune on TASK (none: a one-minute demo), track in MLflow
@@ -59,7 +60,7 @@ tune: $(INSTALLED) ## search TASK's hyperparameters with Optuna: TRIALS WORKERS 
 	@$(BIN)/python -m lightning_glue.tune $(FLAGS) $(call option,--experiment,$(EXPERIMENT)) $(call option,--trials,$(TRIALS)) $(call option,--workers,$(WORKERS)) $(call option,--study,$(STUDY)) $(ARGS)
 
 dashboard: $(INSTALLED) ## look at the studies in optuna-dashboard
-	@$(BIN)/python -m pip install -q -e '.[dashboard]'
+	@$(PIP) -e '.[dashboard]'
 	@$(BIN)/python -m lightning_glue.dashboard $(ARGS)
 
 evaluate: $(INSTALLED) ## score RUN=<run id or directory> on the dev splits; PREDICT=<dir> writes test predictions
@@ -72,7 +73,7 @@ sync: $(INSTALLED) ## deliver to the tracking server what trainings could not; R
 	@$(BIN)/python -m lightning_glue.sync $(RUN) $(ARGS)
 
 bench: $(INSTALLED) ## measure on the CPU beside fairseq and Hugging Face's Trainer (an hour and a half)
-	@$(BIN)/python -m pip install -q -e '.[bench]'
+	@$(PIP) -e '.[bench]'
 	@for name in $(BENCHMARKS); do echo "== $$name"; $(BIN)/python benchmarks/$$name.py $(ARGS) || exit; done
 
 bench-gpu: $(INSTALLED) ## measure on a GPU beside fairseq in fp16: speed, MFU, kernels, memory
@@ -85,7 +86,7 @@ register: $(INSTALLED) ## register the best model of RUN=<run id>; the best of i
 	@$(BIN)/python -m lightning_glue.registry $(RUN) $(ARGS)
 
 server: $(INSTALLED) ## serve the runs on 127.0.0.1:5000; DB=postgresql://... ARTIFACTS=s3://... HOSTS=names: for a team
-	@$(if $(MLFLOW_BACKEND_STORE_URI),$(BIN)/python -m pip install -q -e '.[server]')
+	@$(if $(MLFLOW_BACKEND_STORE_URI),$(PIP) -e '.[server]')
 	@$(BIN)/python -m lightning_glue.server $(if $(MLFLOW_BACKEND_STORE_URI),--host 0.0.0.0) $(call option,--artifacts,$(ARTIFACTS)) $(call option,--allowed-hosts,$(HOSTS)) $(ARGS)
 
 ui: $(INSTALLED) ## browse and compare runs (plain `mlflow ui`)
@@ -100,8 +101,11 @@ torture: $(INSTALLED) ## kill trainings, cut the power, fill the disk, feed host
 picture: $(INSTALLED) ## take the README's picture again, of the runs of SST-2 here
 	@$(BIN)/python tests/helpers/browser.py . glue-sst-2 docs/compare.png
 
-lint: $(INSTALLED) ## check style
-	@$(BIN)/ruff check . && $(BIN)/ruff format --check .
+lint: $(INSTALLED) ## check style, types and the direction of imports
+	@$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy && $(BIN)/lint-imports
 
-clean: ## remove .venv and caches; runs in mlruns/ and mlflow.db stay
-	rm -rf .venv *.egg-info .pytest_cache .ruff_cache .hypothesis
+dist: $(INSTALLED) ## build the wheel and the sdist into dist/
+	@$(BIN)/python -m build --no-isolation --outdir dist
+
+clean: ## remove .venv, caches and what was built; runs in mlruns/ and mlflow.db stay
+	rm -rf .venv *.egg-info build dist .pytest_cache .ruff_cache .mypy_cache .import_linter_cache .hypothesis

@@ -13,4 +13,4 @@ if "LIGHTNING_GLUE_PARENT" in os.environ:  # before anything that takes seconds 
 
     end_with_parent()
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"

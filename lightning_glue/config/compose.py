@@ -18,9 +18,9 @@ def options(group: str) -> list[str]:
 
 
 def experiments() -> list[str]:
-    """Names of the recipes below experiments/, for example ``paper/roberta_base``."""
-    found = paths.EXPERIMENTS.rglob("*.yaml")
-    return sorted(str(path.relative_to(paths.EXPERIMENTS).with_suffix("")) for path in found)
+    """Names of the recipes below experiments/, here and the program's, for example ``paper/roberta_base``."""
+    folders = [root / "experiments" for root in paths.recipe_roots()]
+    return sorted({str(path.relative_to(one).with_suffix("")) for one in folders for path in one.rglob("*.yaml")})
 
 
 def _experiment_override(name: str) -> str:
@@ -115,7 +115,8 @@ def _compose(overrides: list[str], known: list[str]) -> Any:
     OmegaConf.register_new_resolver(
         "lr", lambda value, *, _root_: float(f"{float(value) * _root_.model.lr_factor:.9g}"), replace=True
     )
-    search_path = f"hydra.searchpath=[{quote(f'file://{paths.ROOT}')}]"
+    # conf/ comes first: nothing but a recipe is ever taken from the current folder.
+    search_path = f"hydra.searchpath=[{','.join(quote(f'file://{root}') for root in paths.recipe_roots())}]"
     _check_keys(overrides, known)
     try:
         with initialize_config_dir(str(paths.CONF), version_base="1.3"):

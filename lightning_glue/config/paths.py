@@ -1,9 +1,18 @@
-"""Where the configuration files lie."""
+"""Where the configuration files lie: beside the package in a checkout, inside it once it is installed from a wheel."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parent.parent.parent
-CONF = ROOT / "conf"
-EXPERIMENTS = ROOT / "experiments"
+_PACKAGE = Path(__file__).resolve().parent.parent
+_INSTALLED = (_PACKAGE / "conf").is_dir()
+
+ROOT = _PACKAGE.parent  # the folder to import the package from
+CHECKOUT = None if _INSTALLED else ROOT  # the project's own folder, with its history
+BUILT_IN = _PACKAGE if _INSTALLED else ROOT  # the folder that has conf/ and the recipes that come with the program
+CONF = BUILT_IN / "conf"
+
+
+def recipe_roots() -> list[Path]:
+    """The folders that have ``experiments/``, the first to win: the current one, then the program's."""
+    return [root for root in dict.fromkeys([Path.cwd(), BUILT_IN]) if (root / "experiments").is_dir()]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from argparse import Namespace
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import nullcontext
@@ -12,17 +11,12 @@ from typing import Any
 import torch
 from torch.overrides import TorchFunctionMode
 
-# Importing fairseq configures the root logger and logs about optional packages; a library's user wants neither.
-_root = logging.getLogger()
-_handlers, _level = list(_root.handlers), _root.level
-logging.disable(logging.INFO)
+from lightning_glue.model.fairseq_import import import_fairseq
+
+import_fairseq()
 from fairseq.data import Dictionary  # noqa: E402
 from fairseq.models.roberta import RobertaModel  # noqa: E402
 from fairseq.modules.transformer_sentence_encoder import init_bert_params  # noqa: E402
-
-logging.disable(logging.NOTSET)
-_root.handlers[:], _root.level = _handlers, _level
-logging.getLogger("fairseq").setLevel(logging.WARNING)
 
 from lightning_glue.data.tokenizer import Tokenizer  # noqa: E402
 from lightning_glue.errors import UserError  # noqa: E402

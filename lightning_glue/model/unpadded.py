@@ -12,13 +12,16 @@ from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
-from fairseq.models.transformer.transformer_encoder import TransformerEncoderBase
-from fairseq.modules import MultiheadAttention
-from fairseq.modules.learned_positional_embedding import LearnedPositionalEmbedding
-from fairseq.modules.transformer_layer import TransformerEncoderLayerBase
 from torch import Tensor, nn
 
 from lightning_glue.model import dropout
+from lightning_glue.model.fairseq_import import import_fairseq
+
+import_fairseq()
+from fairseq.models.transformer.transformer_encoder import TransformerEncoderBase  # noqa: E402
+from fairseq.modules import MultiheadAttention  # noqa: E402
+from fairseq.modules.learned_positional_embedding import LearnedPositionalEmbedding  # noqa: E402
+from fairseq.modules.transformer_layer import TransformerEncoderLayerBase  # noqa: E402
 
 # On the CPU oneDNN makes a kernel for each shape it meets, which takes milliseconds, and keeps it. Products of batches
 # rounded up to these have few shapes: a seventh more examples a second, and memory that stays as it is.

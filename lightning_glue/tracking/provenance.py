@@ -10,7 +10,7 @@ import subprocess
 import sys
 from importlib import metadata
 
-from lightning_glue.config.paths import ROOT
+from lightning_glue.config.paths import CHECKOUT
 from lightning_glue.utils.redact import hide_secrets
 
 _PACKAGES = ("torch", "pytorch-lightning", "torchmetrics", "mlflow", "optuna", "tokenizers", "numpy")
@@ -18,8 +18,10 @@ _FAIRSEQ = ("ve-fairseq", "fairseq-fixed", "fairseq")  # distributions that carr
 
 
 def _git(*arguments: str) -> str:
+    if CHECKOUT is None:  # the folder around may be another project's
+        return ""
     try:
-        result = subprocess.run(["git", "-C", str(ROOT), *arguments], capture_output=True, text=True, timeout=30)
+        result = subprocess.run(["git", "-C", str(CHECKOUT), *arguments], capture_output=True, text=True, timeout=30)
     except (OSError, subprocess.TimeoutExpired):
         return ""
     return result.stdout if result.returncode == 0 else ""

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from lightning_glue import config as configuration
-from lightning_glue.config import Config, options, paths
+from lightning_glue.config import Config, options
 from lightning_glue.utils.files import new_file
 
 _UNNAMED = "roberta.base"  # what the model of a path is made from
@@ -15,7 +15,7 @@ _UNNAMED = "roberta.base"  # what the model of a path is made from
 def write_recipe(config: Config, *, study: str, trial: int, metric: str, value: float, trials: int) -> Path:
     """Write ``experiments/tuned/<task>.yaml``: what composes the configuration of a study's best trial.
 
-    It takes the place of another study's.
+    In the current folder, where it takes the place of another study's.
 
     Args:
         config: the best trial's.
@@ -36,7 +36,7 @@ def write_recipe(config: Config, *, study: str, trial: int, metric: str, value: 
         "",
     ]
     own = differences(config, model)
-    target = paths.EXPERIMENTS / "tuned" / f"{config.task.name}.yaml"
+    target = Path.cwd() / "experiments" / "tuned" / f"{config.task.name}.yaml"
     target.parent.mkdir(parents=True, exist_ok=True)
     with new_file(target) as file:
         file.write("\n".join(lines) + (OmegaConf.to_yaml(OmegaConf.create(own)) if own else ""))

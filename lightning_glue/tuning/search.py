@@ -110,8 +110,10 @@ def run(request: Request) -> Finished:
 
     import optuna
 
+    from lightning_glue.model.fairseq_import import check_fairseq
     from lightning_glue.tracking.watcher import watch
 
+    check_fairseq()  # else every trial would say so
     watch()  # it gets ready meanwhile
     with quick_imports():
         from lightning_glue.execution.local import groups

@@ -1,4 +1,4 @@
-"""The Python code of the documents, run as it stands, twice, with equal answers."""
+"""The documents: their Python code, run as it stands, twice, with equal answers; what they name is there."""
 
 from __future__ import annotations
 
@@ -17,6 +17,8 @@ from lightning_glue.data import sources
 from lightning_glue.tasks import TASKS
 
 DOCUMENTS = [*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md"), *ROOT.glob("benchmarks/*.md")]
+HERE = re.compile(r"\b(?:lightning_glue|tests|benchmarks|conf|docs|\.github)/[\w./-]*\w")
+SPAN = re.compile(r"`([\w./-]+(?:/|\.(?:py|ya?ml|toml|md|lock|txt)))(?:::([\w.]+))?`")
 BLOCK = re.compile(r"^```(?:python|py)\b[^\n]*\n(.*?)^```", re.MULTILINE | re.DOTALL)
 
 # Runs the code twice in new namespaces. An answer is what it printed, the value of its last expression and that of a
@@ -107,3 +109,49 @@ def test_a_model_in_training_mode_would_be_found_out(trained: tuple[Path, Path])
     (code,) = (code for _, code in blocks() if "roberta.eval()" in code)
     with pytest.raises(AssertionError):
         fairseq_answers("".join(line for line in code.splitlines(True) if "eval()" not in line), trained)
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
+def test_the_files_commands_and_targets_that_a_document_names_are_there(document: Path) -> None:
+    text = document.read_text(encoding="utf-8")
+    wrong = [name for name in HERE.findall(text) if not (ROOT / name).exists()]
+    wrong += [name for name in re.findall(r"-m,? (lightning_glue[\w.]+)", text) if not module(name).is_file()]
+    targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
+    wrong += [f"make {name}" for name in re.findall(r"[`\n]make ([a-z-]+)", text) if name not in targets]
+    assert not wrong
+
+
+def module(name: str) -> Path:
+    return (ROOT / name.replace(".", "/")).with_suffix(".py")
+
+
+def test_what_the_flows_go_through_is_there() -> None:
+    """CONTRIBUTING.md names files, from the root or the package, and functions, classes and methods in them."""
+    found = SPAN.findall((ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8"))
+    assert len([name for _, name in found if name]) > 40
+    wrong = []
+    for file, name in found:
+        path = next((folder / file for folder in (ROOT, ROOT / "lightning_glue") if (folder / file).exists()), None)
+        parts = name.split(".") if name else []
+        if path is None or not all(is_defined(part, path.read_text(encoding="utf-8")) for part in parts):
+            wrong.append((file, name))
+    assert not wrong
+
+
+def is_defined(name: str, code: str) -> bool:
+    return bool(
+        re.search(
+            rf"^(?: {{4}})?(?:def {name}\(|class {name}\b|{name}(?:: [^=]*)?(?: =|$)|{name}: )", code, re.MULTILINE
+        )
+    )
+
+
+def test_the_list_of_folders_is_complete() -> None:
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    listing = text.partition("## Where things are")[2].split("```")[1].splitlines()
+    columns = [(line.startswith(" "), re.split(r" {2,}", line.strip())[0]) for line in listing if line]
+    named = {within: " ".join(names for inside, names in columns if inside == within) for within in (False, True)}
+    package = {name for name in re.findall(r"[\w.]+(?:/|\.py)", named[True])}
+    there = {path.name + "/" * path.is_dir() for path in (ROOT / "lightning_glue").glob("[!_.]*")}
+    assert package == there
+    assert all((ROOT / name).is_dir() for name in re.findall(r"\w+/", named[False]))

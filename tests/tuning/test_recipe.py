@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from lightning_glue.config import Config, compose, identity, paths, unflatten
+from lightning_glue.config import Config, compose, experiments, identity, unflatten
 from lightning_glue.tuning.recipe import write_recipe
 from lightning_glue.tuning.space import with_parameters
 
@@ -17,10 +17,9 @@ WON = {"study": "s", "trial": 3, "metric": "dev/accuracy", "value": 0.5, "trials
 
 @pytest.fixture(autouse=True)
 def recipes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """experiments/ of a project of its own."""
-    shutil.copytree(paths.ROOT / "experiments", tmp_path / "experiments")
-    monkeypatch.setattr(paths, "EXPERIMENTS", tmp_path / "experiments")
-    monkeypatch.setattr(paths, "ROOT", tmp_path)
+    """experiments/ of the current folder, which is another than the program's."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "experiments").mkdir()
     return tmp_path / "experiments"
 
 
@@ -66,6 +65,31 @@ def test_the_recipe_of_a_model_that_is_a_file(tmp_path: Path) -> None:
     won = winner({"model.dropout": 0.0}, [], task="RTE", model=str(tmp_path / "my model.pt"))
     write_recipe(won, **WON)
     assert identity(compose([], experiment="tuned/RTE")) == identity(won)
+
+
+def test_a_recipe_goes_to_the_current_folder_and_wins_there_over_one_of_its_name(
+    recipes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    won = winner({"seed": 5}, [], task="RTE", model="tiny")
+    assert write_recipe(won, **WON) == recipes / "tuned" / "RTE.yaml"
+    assert compose([], experiment="tuned/RTE").seed == 5
+    (recipes / "demo.yaml").write_text("# @package _global_\nseed: 7\n")
+    assert compose([], experiment="demo").seed == 7
+    assert {"demo", "paper/roberta_base", "tuned/RTE"} <= set(experiments())
+    (tmp_path / "it's, [another]").mkdir()
+    monkeypatch.chdir(tmp_path / "it's, [another]")
+    assert compose([], experiment="demo").seed == 1
+    write_recipe(won, **WON)
+    assert compose([], experiment="tuned/RTE").seed == 5
+
+
+def test_nothing_but_recipes_comes_from_the_current_folder(recipes: Path, tmp_path: Path) -> None:
+    (tmp_path / "run.yaml").write_text("seed: 9\n")
+    for group in ("task", "model", "conf/task", "conf/model", "hydra"):
+        (tmp_path / group).mkdir(parents=True)
+        (tmp_path / group / "default.yaml").write_text("seed: 9\n")
+        (tmp_path / group / "RTE.yaml").write_text("seed: 9\n")
+    assert compose([], task="RTE", model="tiny").seed == 1
 
 
 def test_a_name_of_two_lines_stays_a_comment() -> None:
