@@ -10,7 +10,6 @@ import hashlib
 import json
 import logging
 import os
-from collections import Counter
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -19,6 +18,7 @@ import numpy as np
 
 from lightning_glue.config import DataConfig
 from lightning_glue.data import mmap_format, reader, sources, tokenizer
+from lightning_glue.data.labels import label_ids, label_symbols
 from lightning_glue.data.reader import Rows
 from lightning_glue.data.tokenizer import SPECIALS, UNK, Tokenizer
 from lightning_glue.errors import UserError
@@ -29,8 +29,7 @@ from lightning_glue.utils.files import discard, leftovers, locked, new_folder, s
 log = logging.getLogger(__name__)
 
 _MANIFEST = "manifest.json"
-_SOURCES = ("reader.py", "tokenizer.py", "pretokenizer.py", "mmap_format.py", "binarize.py", "../tasks.py")
-_PADDING_FACTOR = 8  # fairseq-preprocess --padding-factor
+_SOURCES = ("reader.py", "tokenizer.py", "pretokenizer.py", "mmap_format.py", "labels.py", "binarize.py", "../tasks.py")
 
 
 @dataclass(frozen=True)
@@ -65,14 +64,6 @@ def fairseq_names(task: Task) -> dict[str, str]:
     return names
 
 
-def label_symbols(labels: list[str]) -> tuple[list[str], list[int]]:
-    """The label dictionary ``fairseq-preprocess`` builds: by falling frequency, ties by name, padded to 8."""
-    ranked = Counter(dict(sorted(Counter(labels).items()))).most_common()
-    symbols, counts = [label for label, _ in ranked], [count for _, count in ranked]
-    padding = -(len(SPECIALS) + len(symbols)) % _PADDING_FACTOR
-    return symbols + [f"madeupword{i:04d}" for i in range(padding)], counts + [0] * padding
-
-
 def _write_labels(task: Task, rows: dict[str, Rows], out: Path) -> None:
     """Write ``label/``: ``<split>.label`` with label / 5 for regression (awk's %.6g), else a dictionary and arrays."""
     names = fairseq_names(task)
@@ -84,7 +75,7 @@ def _write_labels(task: Task, rows: dict[str, Rows], out: Path) -> None:
             (out / f"{names[name]}.label").write_text(lines)
         return
     symbols, counts = label_symbols(labelled["train"])
-    index = {symbol: i for i, symbol in enumerate(symbols, len(SPECIALS))}
+    index = label_ids(symbols)
     (out / "dict.txt").write_text("".join(f"{symbol} {count}\n" for symbol, count in zip(symbols, counts)))
     for name, labels in labelled.items():
         ids = np.full((len(labels), 2), tokenizer.EOS, dtype=np.int32)
@@ -204,12 +195,6 @@ def prepare(task: Task, root: Path, encoder: Tokenizer, cache: Path, on_bad_row:
                 _fill(entry, task, rows, encoder)
     splits = {name: SplitInfo(**info) for name, info in json.loads((entry / _MANIFEST).read_text()).items()}
     return Prepared(entry / "bin", splits)
-
-
-def read_label_symbols(directory: Path) -> list[str]:
-    """Symbols of ``label/dict.txt`` in fairseq's order, padding words left out: the map from its ids to labels."""
-    symbols, _ = tokenizer.read_dictionary(directory / "label" / "dict.txt")
-    return [symbol for symbol in symbols if not symbol.startswith("madeupword")]
 
 
 def prepare_configured(task: Task, files: DataConfig, encoder: Tokenizer) -> Prepared:

@@ -14,7 +14,8 @@ from torch.utils.data import DataLoader, Dataset
 
 from lightning_glue.data import mmap_format
 from lightning_glue.data.batching import EvalSampler, MicroBatch, TrainSampler
-from lightning_glue.data.binarize import Prepared, fairseq_names, read_label_symbols
+from lightning_glue.data.binarize import Prepared, fairseq_names
+from lightning_glue.data.labels import LabelOrder, read_label_symbols
 from lightning_glue.data.tokenizer import BOS, EOS, PAD, SPECIALS
 from lightning_glue.errors import UserError
 from lightning_glue.tasks import Split, Task
@@ -119,10 +120,12 @@ def _read_targets(task: Task, directory: Path, name: str) -> np.ndarray:
     if task.is_regression:
         return _read_scores(directory / "label" / f"{name}.label")
     symbols = read_label_symbols(directory)
-    if unknown := [symbol for symbol in symbols if symbol not in task.labels]:
-        raise UserError(f"{directory / 'label' / 'dict.txt'} has {unknown[0]!r}, no label of {task.name}; {_AGAIN}")
+    try:
+        order = LabelOrder(task, tuple(symbols))
+    except UserError as error:
+        raise UserError(f"{directory / 'label' / 'dict.txt'}: {error}; {_AGAIN}") from None
     ours = np.full(len(SPECIALS) + len(symbols), -1, dtype=np.int64)
-    ours[len(SPECIALS) :] = [task.labels.index(symbol) for symbol in symbols]
+    ours[len(SPECIALS) :] = order.to_fairseq[: len(symbols)]
     ids, lengths = mmap_format.read(directory / "label" / name)
     ids = ids.reshape(-1, 2)[:, 0] if (lengths == 2).all() else np.full(1, len(ours))
     if len(ids) and not 0 <= int(ids.min()) <= int(ids.max()) < len(ours):

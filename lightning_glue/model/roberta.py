@@ -141,6 +141,16 @@ def load_encoder(model: RobertaModel, state: dict[str, torch.Tensor]) -> None:
         raise UserError(f"checkpoint does not fit the model: missing {missing[:3]}, unexpected {unexpected[:3]}")
 
 
+def head_names(layer: str) -> list[str]:
+    """Names in the state dict of a linear layer (``dense``, ``out_proj``) of the head."""
+    return [f"classification_heads.{HEAD}.{layer}.{kind}" for kind in ("weight", "bias")]
+
+
+def with_outputs(state: dict[str, torch.Tensor], order: list[int]) -> dict[str, torch.Tensor]:
+    """The state dict with the head's outputs in another order: output i is what output ``order[i]`` was."""
+    return state | {name: state[name][order] for name in head_names("out_proj")}
+
+
 def logits(model: RobertaModel, tokens: torch.Tensor) -> torch.Tensor:
     """Head outputs (batch, classes) for right-padded token ids (batch, length)."""
     if not unpadded.supports(model):

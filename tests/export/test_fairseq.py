@@ -17,8 +17,9 @@ import torch
 from lightning_glue import config
 from lightning_glue.data import binarize, sources
 from lightning_glue.data.datamodule import TokenizedSplit, load_split
+from lightning_glue.data.labels import read_label_symbols
 from lightning_glue.errors import UserError
-from lightning_glue.export.fairseq import export, fairseq_labels
+from lightning_glue.export.fairseq import export
 from lightning_glue.inference import predict
 from lightning_glue.inference.finetuned import load_fine_tuned
 from lightning_glue.model import pretrained
@@ -81,7 +82,7 @@ def rte(cache: Path, glue_dir: Path, bpe_dir: Path, tmp_path_factory: pytest.Tem
     dev = load_split(task, task.dev[0], prepared.directory, 512)
     model = undecided(start, task, dev)
     folder = tmp_path_factory.mktemp("tutorial")
-    export(model, task, start.tokenizer, binarize.read_label_symbols(prepared.directory), 30, folder / "checkpoints")
+    export(model, task, start.tokenizer, read_label_symbols(prepared.directory), 30, folder / "checkpoints")
     (folder / "RTE-bin").symlink_to(prepared.directory)
     (folder / "glue_data").symlink_to(glue_dir)
     outputs = predict.predict(model, dev, 8192)
@@ -221,10 +222,6 @@ def test_regression_exports_and_loads_in_fairseq(cache: Path, bpe_dir: Path, tmp
     theirs = roberta.predict("sentence_classification_head", tokens, return_logits=True)
     torch.testing.assert_close(theirs, logits(model, tokens[None]))
     assert load_fine_tuned(tmp_path).task is task
-
-
-def test_labels_unseen_in_training_come_last() -> None:
-    assert fairseq_labels(TASKS["MNLI"], ["entailment"]) == ["entailment", "contradiction", "neutral"]
 
 
 def test_predictions_are_leaderboard_files(cache: Path, bpe_dir: Path, tmp_path: Path) -> None:

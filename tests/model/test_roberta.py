@@ -23,8 +23,9 @@ from torch.utils.data import DataLoader
 from lightning_glue import config
 from lightning_glue.data import sources
 from lightning_glue.data.batching import MicroBatch
-from lightning_glue.data.binarize import Prepared, prepare, read_label_symbols
+from lightning_glue.data.binarize import Prepared, prepare
 from lightning_glue.data.datamodule import TokenizedSplit, load_split
+from lightning_glue.data.labels import read_label_symbols
 from lightning_glue.errors import UserError
 from lightning_glue.export.fairseq import export
 from lightning_glue.model import pretrained
