@@ -1,11 +1,10 @@
-"""Preprocessed arrays to batches of tensors: ``<s> a </s>`` or ``<s> a </s> </s> b </s>``, right-padded."""
+"""Preprocessed arrays to batches of tensors: ``<s> a </s>`` or ``<s> a </s> </s> b </s>``, packed."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypedDict
 
 import numpy as np
 import pytorch_lightning as pl
@@ -13,10 +12,10 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from lightning_glue.data import mmap_format
-from lightning_glue.data.batching import EvalSampler, MicroBatch, TrainSampler
+from lightning_glue.data.batching import EvalSampler, MicroBatch, Packed, TrainSampler
 from lightning_glue.data.binarize import Prepared, fairseq_names
 from lightning_glue.data.labels import LabelOrder, read_label_symbols
-from lightning_glue.data.tokenizer import BOS, EOS, PAD, SPECIALS
+from lightning_glue.data.tokenizer import BOS, EOS, SPECIALS
 from lightning_glue.errors import UserError
 from lightning_glue.tasks import Split, Task
 from lightning_glue.utils.redact import first_line
@@ -24,19 +23,16 @@ from lightning_glue.utils.redact import first_line
 _AGAIN = "preprocess the data again"
 
 
-class Batch(TypedDict):
-    """What the model sees.
+class Batch(Packed):
+    """What the model sees, and what becomes of it.
 
-    tokens: (examples, length) int64, padded with 1. targets: (examples,) int64 label ids, float32 label / scale for
-    regression, or empty (0,) for unlabelled rows. ids: (examples,) int64 rows of the split. scale: see MicroBatch.
-    real_tokens: number of tokens that are not padding.
+    targets: (examples,) int64 label ids, float32 label / scale for regression, or empty (0,) for unlabelled rows.
+    rows: (examples,) int64 rows of the split. loss_weight: see MicroBatch.
     """
 
-    tokens: torch.Tensor
     targets: torch.Tensor
-    ids: torch.Tensor
-    scale: float
-    real_tokens: int
+    rows: torch.Tensor
+    loss_weight: float
 
 
 @dataclass
@@ -64,16 +60,16 @@ class TokenizedSplit(Dataset[Batch]):
 
     def __getitem__(self, batch: MicroBatch) -> Batch:
         lengths = self.lengths[batch.indices]
-        columns = np.arange(lengths.max())
-        real = columns < lengths[:, None]
-        places = np.minimum(self.starts[batch.indices][:, None] + columns, len(self.tokens) - 1)
+        ends = np.cumsum(lengths)
+        places = np.repeat(self.starts[batch.indices] - (ends - lengths), lengths) + np.arange(ends[-1])
         targets = np.empty(0, np.int64) if self.targets is None else self.targets[batch.indices]
         return Batch(
-            tokens=torch.from_numpy(np.where(real, self.tokens[places], PAD).astype(np.int64)),
+            tokens=torch.from_numpy(self.tokens[places].astype(np.int64)),
+            lengths=torch.from_numpy(lengths),
+            longest=int(lengths.max()),
             targets=torch.from_numpy(targets),
-            ids=torch.from_numpy(batch.indices),
-            scale=batch.scale,
-            real_tokens=int(lengths.sum()),
+            rows=torch.from_numpy(batch.indices),
+            loss_weight=batch.loss_weight,
         )
 
 

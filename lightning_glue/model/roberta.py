@@ -24,6 +24,7 @@ logging.disable(logging.NOTSET)
 _root.handlers[:], _root.level = _handlers, _level
 logging.getLogger("fairseq").setLevel(logging.WARNING)
 
+from lightning_glue.data.batching import Packed, padded  # noqa: E402
 from lightning_glue.data.tokenizer import Tokenizer  # noqa: E402
 from lightning_glue.errors import UserError  # noqa: E402
 from lightning_glue.model import unpadded  # noqa: E402
@@ -65,7 +66,7 @@ def build_model(start: Pretrained, num_outputs: int, overrides: dict[str, Any]) 
     """Build the model with the start's encoder and a new classification head.
 
     ``encoder.lm_head`` keeps its weights, so that a checkpoint is complete for fairseq, but needs no gradient: the
-    task never uses it, and DDP would otherwise wait for it.
+    task never uses it, and DDP would otherwise wait for it. ``runs_unpadded`` says which forward :func:`logits` takes.
 
     Args:
         num_outputs: classes, or 1 for regression.
@@ -91,6 +92,7 @@ def build_model(start: Pretrained, num_outputs: int, overrides: dict[str, Any]) 
     for name, parameter in model.encoder.lm_head.named_parameters():
         if name != "weight":  # tied to the token embeddings
             parameter.requires_grad_(False)
+    model.runs_unpadded = unpadded.supports(model)
     return model
 
 
@@ -151,16 +153,16 @@ def with_outputs(state: dict[str, torch.Tensor], order: list[int]) -> dict[str, 
     return state | {name: state[name][order] for name in head_names("out_proj")}
 
 
-def logits(model: RobertaModel, tokens: torch.Tensor) -> torch.Tensor:
-    """Head outputs (batch, classes) for right-padded token ids (batch, length)."""
-    if not unpadded.supports(model):
-        return stock_logits(model, tokens)
-    return model.classification_heads[HEAD](unpadded.features(model, tokens)[:, None])
+def logits(model: RobertaModel, batch: Packed) -> torch.Tensor:
+    """Head outputs (examples, classes)."""
+    if not model.runs_unpadded:
+        return stock_logits(model, batch)
+    return model.classification_heads[HEAD](unpadded.features(model, batch)[:, None])
 
 
-def stock_logits(model: RobertaModel, tokens: torch.Tensor) -> torch.Tensor:
-    """The same through fairseq's own forward."""
-    return model(tokens, features_only=True, classification_head_name=HEAD)[0]
+def stock_logits(model: RobertaModel, batch: Packed) -> torch.Tensor:
+    """The same through fairseq's own forward, for models that :mod:`unpadded` does not know."""
+    return model(padded(batch), features_only=True, classification_head_name=HEAD)[0]
 
 
 def task_loss(outputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:

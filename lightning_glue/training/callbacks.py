@@ -10,6 +10,7 @@ import pytorch_lightning as pl
 import torch
 from pytorch_lightning.utilities import rank_zero_only
 
+from lightning_glue.data.batching import padded_size
 from lightning_glue.data.datamodule import Batch
 from lightning_glue.training.module import Evaluation, GlueModule
 
@@ -68,10 +69,10 @@ class TrainingMonitor(pl.Callback):
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: GlueModule, outputs: Any, batch: Batch, batch_idx: int
     ) -> None:
-        counted = len(batch["ids"]) if batch["scale"] else 0
+        counted = len(batch["rows"]) if batch["loss_weight"] else 0
         self.window[0] += outputs["loss"].detach().double() * trainer.accumulate_grad_batches
         self.window[1:] += torch.tensor(
-            [1.0, counted, batch["real_tokens"], batch["tokens"].numel()], dtype=torch.float64, device=pl_module.device
+            [1.0, counted, len(batch["tokens"]), padded_size(batch)], dtype=torch.float64, device=pl_module.device
         )
         stepped = (batch_idx + 1) % trainer.accumulate_grad_batches == 0
         if stepped and trainer.global_step % self.every == 0:

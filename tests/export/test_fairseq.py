@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 import pytorch_lightning as pl
 import torch
+from helpers.batches import packed
 
 from lightning_glue import config
 from lightning_glue.data import binarize, sources
@@ -220,7 +221,7 @@ def test_regression_exports_and_loads_in_fairseq(cache: Path, bpe_dir: Path, tmp
     roberta = RobertaModel.from_pretrained(str(tmp_path), "checkpoint_best.pt", ".").eval()
     tokens = roberta.encode("One text.", "Another text.")
     theirs = roberta.predict("sentence_classification_head", tokens, return_logits=True)
-    torch.testing.assert_close(theirs, logits(model, tokens[None]))
+    torch.testing.assert_close(theirs, logits(model, packed(tokens)))
     assert load_fine_tuned(tmp_path).task is task
 
 
