@@ -128,6 +128,7 @@ def _read_targets(task: Task, directory: Path, name: str) -> np.ndarray:
         raise UserError(f"{directory / 'label' / name}.bin holds other ids than its dict.txt; {_AGAIN}")
     targets = ours[ids]
     if (targets < 0).any():
+        assert task.train  # whose labels are the dictionary
         row, names = int((targets < 0).argmax()) + 1, fairseq_names(task)
         file = next(split.file_name for split in task.splits if names[split.name] == name)
         raise UserError(f"{task.directory}/{file}: row {row} has a label that no row of {task.train.file_name} has")
@@ -175,7 +176,8 @@ class GlueDataModule(pl.LightningDataModule):
     """Batches of a task's splits.
 
     Args:
-        prepare: makes (or finds) the preprocessed arrays; called once per node before the others read them.
+        prepare: makes (or finds) the preprocessed arrays, for which it reads the raw files; called once in a process,
+            and not at all where ``prepared`` is set. Processes that make the same arrays wait for one another.
         batch_size: examples per optimizer step over all processes and accumulated micro-batches.
         eval_tokens: tokens, padding included, in an evaluation batch.
         pool: batches among which examples of similar length are sought; 1 is a plain shuffle.
@@ -197,17 +199,27 @@ class GlueDataModule(pl.LightningDataModule):
         self.task, self.prepare = task, prepare
         self.batch_size, self.accumulate, self.pool, self.seed = batch_size, accumulate, pool, seed
         self.eval_tokens, self.max_tokens = eval_tokens, max_tokens
-        self.prepared: Prepared | None = None
+        self._prepared: Prepared | None = None
         self.splits: dict[str, TokenizedSplit] = {}
         self.start = (0, 0)  # epoch and batches done in it, where training is resumed
 
+    @property
+    def prepared(self) -> Prepared:
+        """The preprocessed arrays, once :meth:`prepare_data` or :meth:`setup` has been called."""
+        assert self._prepared, "prepare_data() comes first"
+        return self._prepared
+
+    @prepared.setter
+    def prepared(self, found: Prepared | None) -> None:
+        self._prepared = found
+
     def prepare_data(self) -> None:
-        self.prepare()
+        self._prepared = self._prepared or self.prepare()
 
     def setup(self, stage: str) -> None:
         if self.splits:
             return
-        self.prepared = self.prepare()
+        self.prepare_data()
         for split in self.task.splits:
             if split.name in self.prepared.splits:
                 self.splits[split.name] = load_split(self.task, split, self.prepared.directory, self.max_tokens)
