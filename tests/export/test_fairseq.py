@@ -23,6 +23,7 @@ from lightning_glue.errors import UserError
 from lightning_glue.export.fairseq import export
 from lightning_glue.inference import predict
 from lightning_glue.inference.finetuned import load_fine_tuned
+from lightning_glue.inference.submission import write_submissions
 from lightning_glue.model import pretrained
 from lightning_glue.model.pretrained import Pretrained
 from lightning_glue.model.roberta import HEAD, build_model, logits
@@ -232,7 +233,7 @@ def test_predictions_are_leaderboard_files(cache: Path, bpe_dir: Path, tmp_path:
         task = TASKS[name]
         prepared = binarize.prepare(task, sources.glue_directory(task, "sample", None), start.tokenizer, cache)
         model = build_model(start, task.num_outputs, {}).eval()
-        written = predict.write_submissions(model, task, prepared, tmp_path, eval_tokens=2048, max_tokens=512)
+        written = write_submissions(model, task, prepared, tmp_path, eval_tokens=2048, max_tokens=512)
         assert [path.name for path in written] == files
         for path, split in zip(written, task.test):
             header, *lines = path.read_text().splitlines()

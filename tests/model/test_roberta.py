@@ -188,8 +188,8 @@ def test_minilm_equals_the_bert_it_comes_from() -> None:
     tokens = torch.tensor([[0, *ids.tolist()]])
     features = model.encoder.extract_features(tokens)[0][0]
 
-    weights = load_file(pretrained._minilm_folder() / "model.safetensors")
-    vocabulary = (pretrained._minilm_folder() / "vocab.txt").read_text(encoding="utf-8").split("\n")
+    weights = load_file(sources.minilm_folder() / "model.safetensors")
+    vocabulary = (sources.minilm_folder() / "vocab.txt").read_text(encoding="utf-8").split("\n")
     names = {"<s>": "[CLS]", "</s>": "[SEP]"}
     symbols = ["<s>", "<pad>", "</s>", "<unk>", *start.tokenizer.symbols]
     words = [names.get(symbols[i], symbols[i]) for i in tokens[0].tolist()]

@@ -8,12 +8,14 @@ import numpy as np
 import pytest
 import torch
 from helpers.batches import packed
+from torch._subclasses.fake_tensor import DynamicOutputShapeException, FakeTensorMode
 
 from lightning_glue.data import binarize
 from lightning_glue.data.batching import MicroBatch, Packed, train_batches
 from lightning_glue.data.datamodule import load_split
 from lightning_glue.data.tokenizer import EOS
 from lightning_glue.model import roberta as models
+from lightning_glue.model import unpadded
 from lightning_glue.model.dropout import dropout
 from lightning_glue.model.pretrained import Pretrained, load_pretrained
 from lightning_glue.tasks import get_task
@@ -99,6 +101,18 @@ def test_models_that_differ_from_roberta_go_through_fairseqs_forward(minilm: Pre
     assert not model.runs_unpadded
     tokens = batch([9, 5])
     assert torch.equal(models.logits(model, tokens), models.stock_logits(model, tokens))
+
+
+def test_a_step_reads_no_value_of_its_batch(minilm: Pretrained) -> None:
+    """On a GPU the host would wait for it. Of tensors without values whatever reads one (nonzero, item) raises."""
+    model = random_model(minilm, **SMALL).train()
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        tokens, lengths = torch.empty(40 + 9 + 17, dtype=torch.int64), torch.empty(3, dtype=torch.int64)
+        features = unpadded.features(model, Packed(tokens=tokens, lengths=lengths, longest=40))
+        assert features.shape == (3, 64)
+        features.sum().backward()
+        with pytest.raises(DynamicOutputShapeException):
+            tokens.nonzero()
 
 
 @pytest.mark.parametrize("p", [0.1, 0.5, 0.013])
