@@ -1,4 +1,7 @@
-"""Which examples form a batch (deterministic in seed and epoch, the same for any number of processes) and how it travels."""
+"""Which examples form a batch, and how it travels.
+
+Batches are deterministic in (seed, epoch) and the same for any number of processes.
+"""
 
 from __future__ import annotations
 

@@ -19,7 +19,7 @@ import numpy as np
 from lightning_glue.config import DataConfig
 from lightning_glue.data import mmap_format, reader, sources, tokenizer
 from lightning_glue.data.labels import label_ids, label_symbols
-from lightning_glue.data.reader import Rows
+from lightning_glue.data.reader import OnBadRow, Rows
 from lightning_glue.data.tokenizer import SPECIALS, UNK, Tokenizer
 from lightning_glue.errors import UserError
 from lightning_glue.tasks import Split, Task
@@ -108,7 +108,7 @@ def _present(task: Task, root: Path) -> list[Split]:
     return [split for split in task.splits if split.labelled or reader.has_split(task, split, root)] or [*task.test]
 
 
-def _read_rows(task: Task, root: Path, on_bad_row: str, raw: dict[str, str] | None = None) -> dict[str, Rows]:
+def _read_rows(task: Task, root: Path, on_bad_row: OnBadRow, raw: dict[str, str] | None = None) -> dict[str, Rows]:
     """Rows by split name. A malformed test row always stops: predictions are submitted by row number.
 
     Args:
@@ -152,7 +152,7 @@ def _raw_digests(task: Task, root: Path) -> dict[str, str]:
     return found
 
 
-def _cache_key(task: Task, raw: dict[str, str], encoder: Tokenizer, on_bad_row: str) -> str:
+def _cache_key(task: Task, raw: dict[str, str], encoder: Tokenizer, on_bad_row: OnBadRow) -> str:
     """sha256 over the raw files, the tokenizer and the code that turns one into the other."""
     digest = hashlib.sha256(f"{task.name} {on_bad_row} {encoder.digest}".encode())
     for source in _SOURCES:
@@ -174,7 +174,7 @@ def _fill(entry: Path, task: Task, rows: dict[str, Rows], encoder: Tokenizer) ->
         (folder / _MANIFEST).write_text(json.dumps(infos, indent=1))
 
 
-def prepare(task: Task, root: Path, encoder: Tokenizer, cache: Path, on_bad_row: str = "stop") -> Prepared:
+def prepare(task: Task, root: Path, encoder: Tokenizer, cache: Path, on_bad_row: OnBadRow = "stop") -> Prepared:
     """Return the preprocessed task from ``cache``, made first if its content is new. Safe under concurrent calls.
 
     An entry of which anything is not as it was made is made again, with a warning.
@@ -203,7 +203,7 @@ def prepare_configured(task: Task, files: DataConfig, encoder: Tokenizer) -> Pre
     return prepare(task, root, encoder, sources.cache_dir(), files.on_bad_row)
 
 
-def write_layout(task: Task, root: Path, encoder: Tokenizer, out: Path, on_bad_row: str) -> dict[str, Rows]:
+def write_layout(task: Task, root: Path, encoder: Tokenizer, out: Path, on_bad_row: OnBadRow) -> dict[str, Rows]:
     """Write the new folder ``out`` as ``preprocess_GLUE_tasks.sh`` does; the rows in it, by split name."""
     rows = _read_rows(task, root, on_bad_row)
     with new_folder(out) as folder:

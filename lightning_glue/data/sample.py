@@ -11,6 +11,7 @@ import random
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from lightning_glue.tasks import TASKS
 from lightning_glue.utils.files import new_folder
@@ -145,7 +146,7 @@ def _retell(rng: random.Random, event: _Event, style: int) -> str:
 
 def _changed(rng: random.Random, event: _Event) -> _Event:
     """The same scene with one to three other facts."""
-    changes = {
+    changes: dict[str, Callable[[], Any]] = {
         "name": lambda: _other(rng, _NAMES, event.name),
         "thing": lambda: _other(rng, _THINGS, event.thing),
         "number": lambda: _other(rng, _NUMBERS, event.number),
@@ -507,8 +508,8 @@ def _mrpc_files(rng: random.Random) -> _Files:
     for name, examples in (("train", train), ("dev", dev)):
         rows = ((label, next(numbers), next(numbers), one, two) for one, two, label in examples)
         yield f"{name}.tsv", [_MRPC_HEADER.format("Quality"), *_table("", rows)[1:]]
-    rows = ((index, next(numbers), next(numbers), one, two) for index, (one, two, _) in enumerate(test))
-    yield "test.tsv", [_MRPC_HEADER.format("index"), *_table("", rows)[1:]]
+    unlabelled = ((index, next(numbers), next(numbers), one, two) for index, (one, two, _) in enumerate(test))
+    yield "test.tsv", [_MRPC_HEADER.format("index"), *_table("", unlabelled)[1:]]
 
 
 _MRPC_HEADER = "{}\t#1 ID\t#2 ID\t#1 String\t#2 String"

@@ -21,7 +21,7 @@ from lightning_glue.utils.files import new_file
 
 # from_pretrained overrides every configuration key named bpe_vocab, bpe_merges or bpe_codes with the path of
 # vocab.json, merges.txt or bpecodes beside the checkpoint; the encoder's own keys then refer to these.
-_BPE_CONFIG = {
+_BPE_CONFIG: dict[str, dict[str, str | bool]] = {
     "gpt2": {"gpt2_encoder_json": "${bpe_files.bpe_vocab}", "gpt2_vocab_bpe": "${bpe_files.bpe_merges}"},
     "bert": {"bpe_cased": False, "bpe_vocab_file": "${bpe_files.bpe_codes}"},
 }

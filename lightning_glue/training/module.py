@@ -7,6 +7,7 @@ from typing import Any
 
 import pytorch_lightning as pl
 import torch
+from pytorch_lightning.utilities.types import OptimizerLRSchedulerConfig
 
 from lightning_glue.config import OptimizerConfig
 from lightning_glue.data.batching import Packed
@@ -86,7 +87,7 @@ class GlueModule(pl.LightningModule):
             named = {f"{split.name}/{name}": value for name, value in values.items()}
             self.log_dict(named, logger=False, add_dataloader_idx=False)  # TrainingMonitor logs them, with their step
 
-    def configure_optimizers(self) -> dict[str, Any]:
+    def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
         total = int(self.trainer.estimated_stepping_batches)
         warmup = round(self.settings.warmup_ratio * total)
         adam = optimizer.FairseqAdamW(
