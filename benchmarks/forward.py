@@ -20,7 +20,7 @@ import torch
 from common import BASE, describe_machine, matmul_rate, real_rows
 
 from lightning_glue import config
-from lightning_glue.data.batching import MicroBatch, train_batches
+from lightning_glue.data.batching import MicroBatch, Packed, train_batches
 from lightning_glue.data.datamodule import Batch
 from lightning_glue.model.pretrained import Pretrained, load_pretrained
 from lightning_glue.model.roberta import RobertaModel, build_model, logits, stock_logits, task_loss
@@ -28,7 +28,7 @@ from lightning_glue.training import optimizer
 from lightning_glue.training.allocator import keep_freed_memory
 from lightning_glue.training.devices import cpu_has_bf16
 
-Forward = Callable[[RobertaModel, torch.Tensor], torch.Tensor]
+Forward = Callable[[RobertaModel, Packed], torch.Tensor]
 
 
 @dataclass
@@ -48,7 +48,7 @@ def train_step(side: Side, model: RobertaModel, adam: torch.optim.Optimizer, bat
     model.train()
     start = time.perf_counter()
     with torch.autocast("cpu", torch.bfloat16, enabled=side.bf16):
-        outputs = side.forward(model, batch["tokens"])
+        outputs = side.forward(model, batch)
     task_loss(outputs, batch["targets"]).mean().backward()
     adam.step()
     adam.zero_grad()
@@ -59,7 +59,7 @@ def evaluate(side: Side, model: RobertaModel, batch: Batch) -> float:
     model.eval()
     start = time.perf_counter()
     with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16, enabled=side.bf16):
-        side.forward(model, batch["tokens"])
+        side.forward(model, batch)
     return time.perf_counter() - start
 
 
@@ -67,9 +67,7 @@ def same_work(model: RobertaModel, batch: Batch) -> None:
     """Without dropout and in float32 both forwards give the same loss."""
     model.eval()
     with torch.no_grad():
-        losses = [
-            task_loss(forward(model, batch["tokens"]), batch["targets"]).mean() for forward in (stock_logits, logits)
-        ]
+        losses = [task_loss(forward(model, batch), batch["targets"]).mean() for forward in (stock_logits, logits)]
     torch.testing.assert_close(*losses, rtol=1e-5, atol=1e-5)
 
 
@@ -97,12 +95,12 @@ def main() -> None:
     for number in range(rounds + 1):
         for side in sides:
             batch = train[MicroBatch(orders[side.pool][number], 1.0)]
-            seconds, examples = train_step(side, model, adam, batch), len(batch["ids"])
+            seconds, examples = train_step(side, model, adam, batch), len(batch["rows"])
             evaluation = evaluate(side, model, batch)
             if number:  # the first round warms up
                 side.step.append(seconds / examples)
                 side.evaluation.append(evaluation / examples)
-                side.real_flops.append(6 * layers * batch["real_tokens"] / seconds)
+                side.real_flops.append(6 * layers * len(batch["tokens"]) / seconds)
     rates = {False: matmul_rate("float32"), True: matmul_rate("bfloat16")}
     for side in sides:
         speed, evaluation = 1 / statistics.mean(side.step), 1 / statistics.mean(side.evaluation)

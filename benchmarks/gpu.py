@@ -77,7 +77,7 @@ def fairseq_step(model: RobertaModel, device: str) -> Step:
 
     def step(batch: Batch) -> Tensor:
         adam.zero_grad()
-        loss = task_loss(stock_logits(model, batch["tokens"]), batch["targets"]).sum()
+        loss = task_loss(stock_logits(model, batch), batch["targets"]).sum()
         adam.backward(loss)
         adam.multiply_grads(1 / len(batch["targets"]))
         adam.clip_grad_norm(0.0)
@@ -95,7 +95,7 @@ def our_step(model: RobertaModel, device: str) -> Step:
     def step(batch: Batch) -> Tensor:
         adam.zero_grad()
         with torch.autocast(device, torch.bfloat16):
-            outputs = logits(model, batch["tokens"])
+            outputs = logits(model, batch)
         loss = task_loss(outputs, batch["targets"]).mean()
         loss.backward()
         adam.step()
@@ -111,6 +111,11 @@ def endless(lengths: Any, size: int, pool: int) -> Iterator[Any]:
         epoch += 1
 
 
+def on_device(batch: Batch, device: str) -> Batch:
+    moved = {name: value.to(device) for name, value in batch.items() if isinstance(value, Tensor)}
+    return {**batch, **moved}
+
+
 def run_step(side: Side, rows: TokenizedSplit, device: str, record: bool) -> float:
     """The loss; the time covers the copy to the device, as in a training."""
     on_gpu = device == "cuda"
@@ -120,14 +125,13 @@ def run_step(side: Side, rows: TokenizedSplit, device: str, record: bool) -> flo
         torch.cuda.reset_peak_memory_stats()
     before = torch.cuda.memory_allocated() if on_gpu else 0
     start = time.perf_counter()
-    moved = {**batch, "tokens": batch["tokens"].to(device), "targets": batch["targets"].to(device)}
-    loss = float(side.step(moved))
+    loss = float(side.step(on_device(batch, device)))
     if on_gpu:
         torch.cuda.synchronize()
     if record:
         side.seconds.append(time.perf_counter() - start)
-        side.examples.append(len(batch["ids"]))
-        side.tokens.append(batch["real_tokens"])
+        side.examples.append(len(batch["rows"]))
+        side.tokens.append(len(batch["tokens"]))
         side.memory = max(side.memory, torch.cuda.max_memory_allocated() - before if on_gpu else 0)
     return loss
 
@@ -146,9 +150,9 @@ def count_kernels(side: Side, rows: TokenizedSplit, device: str) -> int:
 def check_same_work(model: RobertaModel, batch: Batch, device: str) -> None:
     """Without dropout and in float32 both forwards give the same loss."""
     model.eval()
-    tokens, targets = batch["tokens"].to(device), batch["targets"].to(device)
+    batch = on_device(batch, device)
     with torch.no_grad():
-        losses = [task_loss(forward(model, tokens), targets).mean() for forward in (stock_logits, logits)]
+        losses = [task_loss(forward(model, batch), batch["targets"]).mean() for forward in (stock_logits, logits)]
     torch.testing.assert_close(*losses, rtol=1e-4, atol=1e-4)
     model.train()
 

@@ -245,7 +245,7 @@ def run_ours(side: Side, task: str, folder: Path, steps: int, watch: Stopwatch) 
     from torch.utils.data import DataLoader
 
     from lightning_glue import config as configuration
-    from lightning_glue.data.batching import MicroBatch, TrainSampler
+    from lightning_glue.data.batching import MicroBatch, TrainSampler, padded_size
     from lightning_glue.model.roberta import logits, task_loss
     from lightning_glue.training.build import build
     from lightning_glue.training.run import prepare_process
@@ -253,7 +253,7 @@ def run_ours(side: Side, task: str, folder: Path, steps: int, watch: Stopwatch) 
     class Timer(pl.Callback):
         def on_train_batch_start(self, trainer: Any, module: Any, batch: Any, index: int) -> None:
             watch.start()
-            watch.saw(len(batch["ids"]), batch["real_tokens"], batch["tokens"].numel())
+            watch.saw(len(batch["rows"]), len(batch["tokens"]), padded_size(batch))
 
         def on_train_batch_end(self, *_: Any) -> None:
             watch.stop()
@@ -262,7 +262,7 @@ def run_ours(side: Side, task: str, folder: Path, steps: int, watch: Stopwatch) 
             watch.evaluation.append(time.perf_counter())
 
         def on_validation_batch_end(self, trainer: Any, module: Any, outputs: Any, batch: Any, *_: Any) -> None:
-            watch.evaluated += len(batch["ids"])
+            watch.evaluated += len(batch["rows"])
 
         def on_validation_end(self, *_: Any) -> None:
             watch.evaluation.append(time.perf_counter())
@@ -276,7 +276,7 @@ def run_ours(side: Side, task: str, folder: Path, steps: int, watch: Stopwatch) 
     dev = data.splits[module.task.dev[0].name]
     batch = dev[MicroBatch(torch.arange(CHECKED).numpy(), 1.0)]
     with torch.no_grad():
-        watch.loss = float(task_loss(logits(module.model.eval(), batch["tokens"]), batch["targets"]).mean())
+        watch.loss = float(task_loss(logits(module.model.eval(), batch), batch["targets"]).mean())
     module.model.train()
     train = data.splits["train"]
     size = config.data.batch_size

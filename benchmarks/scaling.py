@@ -46,7 +46,7 @@ def train(arguments: Sequence[str], warmup: int, steps: int) -> None:
 
         def on_train_batch_end(self, trainer: Any, module: Any, outputs: Any, batch: Any, index: int) -> None:
             if trainer.global_step > warmup:
-                self.examples += len(batch["ids"]) if batch["scale"] else 0
+                self.examples += len(batch["rows"]) if batch["loss_weight"] else 0
             if trainer.global_step == warmup:
                 self.start, self.busy = time.perf_counter(), time.process_time()
             elif trainer.global_step == warmup + steps:

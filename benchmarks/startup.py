@@ -85,7 +85,7 @@ def start_ours() -> None:
 
             def on_train_batch_end(self, trainer: Any, module: Any, outputs: Any, batch: Any, index: int) -> None:
                 encoder = module.model.encoder.sentence_encoder
-                phases.finish(len(batch["ids"]), sum(parameter.numel() for parameter in encoder.parameters()))
+                phases.finish(len(batch["rows"]), sum(parameter.numel() for parameter in encoder.parameters()))
 
         return [Stop(), *callbacks(*args)]
 

@@ -68,6 +68,7 @@ def make_start(task: Task, steps: int, dev: int, folder: Path) -> dict[str, floa
     import torch
 
     from lightning_glue.data import binarize, sources
+    from lightning_glue.data.labels import read_label_symbols
     from lightning_glue.data.tokenizer import load_tokenizer
     from lightning_glue.export.fairseq import export
     from lightning_glue.model.pretrained import Pretrained
@@ -79,7 +80,7 @@ def make_start(task: Task, steps: int, dev: int, folder: Path) -> dict[str, floa
     rows = write_rows(task.name, {"train": None, "dev": dev}, 0, folder / "glue")
     prepared = binarize.prepare(task, rows, tokenizer, sources.cache_dir())
     (folder / "bin").symlink_to(prepared.directory)
-    symbols = binarize.read_label_symbols(prepared.directory)
+    symbols = read_label_symbols(prepared.directory)
     lengths = {
         "train": mean_length(task, task.train, prepared.directory),
         "eval": mean_length(task, task.dev[0], prepared.directory),
@@ -88,7 +89,7 @@ def make_start(task: Task, steps: int, dev: int, folder: Path) -> dict[str, floa
         few = write_rows(task.name, {"train": steps * size, "dev": None}, seed, folder / f"few-{seed}")
         made = binarize.prepare(task, few, tokenizer, folder / "cache").directory
         as_long = abs(mean_length(task, task.train, made) / lengths["train"] - 1) < LENGTHS / 2
-        if as_long and binarize.read_label_symbols(made) == symbols:
+        if as_long and read_label_symbols(made) == symbols:
             break
     (few / task.directory / "dev.tsv").write_bytes((rows / task.directory / "dev.tsv").read_bytes())
     (folder / "few").symlink_to(binarize.prepare(task, few, tokenizer, folder / "cache").directory)

@@ -1,13 +1,19 @@
-"""Which examples form a batch: deterministic in (seed, epoch), the same for any number of processes."""
+"""Which examples form a batch, and how it travels.
+
+Batches are deterministic in (seed, epoch) and the same for any number of processes.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import TypedDict
 
 import numpy as np
+import torch
 from torch.utils.data import Sampler
 
+from lightning_glue.data.tokenizer import PAD
 from lightning_glue.errors import UserError
 
 
@@ -17,12 +23,36 @@ class MicroBatch:
 
     Attributes:
         indices: rows of the split, (examples,) int64; never empty.
-        scale: factor on the sum of the per-example losses that makes the gradient, averaged over processes and
+        loss_weight: factor on the sum of the per-example losses that makes the gradient, averaged over processes and
             accumulated micro-batches, that of the mean over the whole batch.
     """
 
     indices: np.ndarray
-    scale: float
+    loss_weight: float
+
+
+class Packed(TypedDict):
+    """Token ids of some examples, one after the other without padding.
+
+    tokens: (sum of lengths,) int64. lengths: (examples,) int64, none of them 0. longest: the greatest of them, which
+    the host so knows without asking the device.
+    """
+
+    tokens: torch.Tensor
+    lengths: torch.Tensor
+    longest: int
+
+
+def padded(batch: Packed) -> torch.Tensor:
+    """Token ids (examples, longest), right-padded."""
+    lengths = batch["lengths"]
+    real = torch.arange(batch["longest"], device=lengths.device) < lengths[:, None]
+    return torch.full_like(real, PAD, dtype=torch.int64).masked_scatter(real, batch["tokens"])
+
+
+def padded_size(batch: Packed) -> int:
+    """Tokens of the batch if it were padded."""
+    return len(batch["lengths"]) * batch["longest"]
 
 
 def train_batches(lengths: np.ndarray, batch_size: int, seed: int, epoch: int, pool: int) -> list[np.ndarray]:
@@ -50,9 +80,9 @@ def split_batch(batch: np.ndarray, lengths: np.ndarray, parts: int) -> list[Micr
     DDP process must take every step.
     """
     ordered = batch[np.argsort(-lengths[batch], kind="stable")]
-    scale = parts / len(batch)
+    weight = parts / len(batch)
     dealt = (ordered[part::parts] for part in range(parts))
-    return [MicroBatch(indices, scale) if len(indices) else MicroBatch(ordered[-1:], 0.0) for indices in dealt]
+    return [MicroBatch(indices, weight) if len(indices) else MicroBatch(ordered[-1:], 0.0) for indices in dealt]
 
 
 def check_batch_size(batch_size: int, world: int, accumulate: int) -> None:
@@ -111,7 +141,7 @@ class EvalSampler(Sampler[MicroBatch]):
 
     Process r takes batches r, r + world, ...: a row meets the same neighbours, hence the same padding and the same
     logits, however many processes share the work. A process left without a batch, possible on a small split, gets one
-    row with scale 0, which does not count: Lightning wants every process in every evaluation.
+    row with weight 0, which does not count: Lightning wants every process in every evaluation.
     """
 
     def __init__(self, lengths: np.ndarray, max_tokens: int, *, rank: int = 0, world: int = 1) -> None:

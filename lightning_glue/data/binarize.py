@@ -10,7 +10,6 @@ import hashlib
 import json
 import logging
 import os
-from collections import Counter
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -19,7 +18,8 @@ import numpy as np
 
 from lightning_glue.config import DataConfig
 from lightning_glue.data import mmap_format, reader, sources, tokenizer
-from lightning_glue.data.reader import Rows
+from lightning_glue.data.labels import label_ids, label_symbols
+from lightning_glue.data.reader import OnBadRow, Rows
 from lightning_glue.data.tokenizer import SPECIALS, UNK, Tokenizer
 from lightning_glue.errors import UserError
 from lightning_glue.tasks import Split, Task
@@ -29,8 +29,7 @@ from lightning_glue.utils.files import discard, leftovers, locked, new_folder, s
 log = logging.getLogger(__name__)
 
 _MANIFEST = "manifest.json"
-_SOURCES = ("reader.py", "tokenizer.py", "pretokenizer.py", "mmap_format.py", "binarize.py", "../tasks.py")
-_PADDING_FACTOR = 8  # fairseq-preprocess --padding-factor
+_SOURCES = ("reader.py", "tokenizer.py", "pretokenizer.py", "mmap_format.py", "labels.py", "binarize.py", "../tasks.py")
 
 
 @dataclass(frozen=True)
@@ -65,14 +64,6 @@ def fairseq_names(task: Task) -> dict[str, str]:
     return names
 
 
-def label_symbols(labels: list[str]) -> tuple[list[str], list[int]]:
-    """The label dictionary ``fairseq-preprocess`` builds: by falling frequency, ties by name, padded to 8."""
-    ranked = Counter(dict(sorted(Counter(labels).items()))).most_common()
-    symbols, counts = [label for label, _ in ranked], [count for _, count in ranked]
-    padding = -(len(SPECIALS) + len(symbols)) % _PADDING_FACTOR
-    return symbols + [f"madeupword{i:04d}" for i in range(padding)], counts + [0] * padding
-
-
 def _write_labels(task: Task, rows: dict[str, Rows], out: Path) -> None:
     """Write ``label/``: ``<split>.label`` with label / 5 for regression (awk's %.6g), else a dictionary and arrays."""
     names = fairseq_names(task)
@@ -84,7 +75,7 @@ def _write_labels(task: Task, rows: dict[str, Rows], out: Path) -> None:
             (out / f"{names[name]}.label").write_text(lines)
         return
     symbols, counts = label_symbols(labelled["train"])
-    index = {symbol: i for i, symbol in enumerate(symbols, len(SPECIALS))}
+    index = label_ids(symbols)
     (out / "dict.txt").write_text("".join(f"{symbol} {count}\n" for symbol, count in zip(symbols, counts)))
     for name, labels in labelled.items():
         ids = np.full((len(labels), 2), tokenizer.EOS, dtype=np.int32)
@@ -117,7 +108,7 @@ def _present(task: Task, root: Path) -> list[Split]:
     return [split for split in task.splits if split.labelled or reader.has_split(task, split, root)] or [*task.test]
 
 
-def _read_rows(task: Task, root: Path, on_bad_row: str, raw: dict[str, str] | None = None) -> dict[str, Rows]:
+def _read_rows(task: Task, root: Path, on_bad_row: OnBadRow, raw: dict[str, str] | None = None) -> dict[str, Rows]:
     """Rows by split name. A malformed test row always stops: predictions are submitted by row number.
 
     Args:
@@ -161,7 +152,7 @@ def _raw_digests(task: Task, root: Path) -> dict[str, str]:
     return found
 
 
-def _cache_key(task: Task, raw: dict[str, str], encoder: Tokenizer, on_bad_row: str) -> str:
+def _cache_key(task: Task, raw: dict[str, str], encoder: Tokenizer, on_bad_row: OnBadRow) -> str:
     """sha256 over the raw files, the tokenizer and the code that turns one into the other."""
     digest = hashlib.sha256(f"{task.name} {on_bad_row} {encoder.digest}".encode())
     for source in _SOURCES:
@@ -183,7 +174,7 @@ def _fill(entry: Path, task: Task, rows: dict[str, Rows], encoder: Tokenizer) ->
         (folder / _MANIFEST).write_text(json.dumps(infos, indent=1))
 
 
-def prepare(task: Task, root: Path, encoder: Tokenizer, cache: Path, on_bad_row: str = "stop") -> Prepared:
+def prepare(task: Task, root: Path, encoder: Tokenizer, cache: Path, on_bad_row: OnBadRow = "stop") -> Prepared:
     """Return the preprocessed task from ``cache``, made first if its content is new. Safe under concurrent calls.
 
     An entry of which anything is not as it was made is made again, with a warning.
@@ -206,19 +197,13 @@ def prepare(task: Task, root: Path, encoder: Tokenizer, cache: Path, on_bad_row:
     return Prepared(entry / "bin", splits)
 
 
-def read_label_symbols(directory: Path) -> list[str]:
-    """Symbols of ``label/dict.txt`` in fairseq's order, padding words left out: the map from its ids to labels."""
-    symbols, _ = tokenizer.read_dictionary(directory / "label" / "dict.txt")
-    return [symbol for symbol in symbols if not symbol.startswith("madeupword")]
-
-
 def prepare_configured(task: Task, files: DataConfig, encoder: Tokenizer) -> Prepared:
     """:func:`prepare` for the files that a configuration names, in the user's cache."""
     root = sources.glue_directory(task, files.source, files.glue_dir)
     return prepare(task, root, encoder, sources.cache_dir(), files.on_bad_row)
 
 
-def write_layout(task: Task, root: Path, encoder: Tokenizer, out: Path, on_bad_row: str) -> dict[str, Rows]:
+def write_layout(task: Task, root: Path, encoder: Tokenizer, out: Path, on_bad_row: OnBadRow) -> dict[str, Rows]:
     """Write the new folder ``out`` as ``preprocess_GLUE_tasks.sh`` does; the rows in it, by split name."""
     rows = _read_rows(task, root, on_bad_row)
     with new_folder(out) as folder:

@@ -1,11 +1,10 @@
-"""Preprocessed arrays to batches of tensors: ``<s> a </s>`` or ``<s> a </s> </s> b </s>``, right-padded."""
+"""Preprocessed arrays to batches of tensors: ``<s> a </s>`` or ``<s> a </s> </s> b </s>``, packed."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypedDict
 
 import numpy as np
 import pytorch_lightning as pl
@@ -13,9 +12,10 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from lightning_glue.data import mmap_format
-from lightning_glue.data.batching import EvalSampler, MicroBatch, TrainSampler
-from lightning_glue.data.binarize import Prepared, fairseq_names, read_label_symbols
-from lightning_glue.data.tokenizer import BOS, EOS, PAD, SPECIALS
+from lightning_glue.data.batching import EvalSampler, MicroBatch, Packed, TrainSampler
+from lightning_glue.data.binarize import Prepared, fairseq_names
+from lightning_glue.data.labels import LabelOrder, read_label_symbols
+from lightning_glue.data.tokenizer import BOS, EOS, SPECIALS
 from lightning_glue.errors import UserError
 from lightning_glue.tasks import Split, Task
 from lightning_glue.utils.redact import first_line
@@ -23,19 +23,16 @@ from lightning_glue.utils.redact import first_line
 _AGAIN = "preprocess the data again"
 
 
-class Batch(TypedDict):
-    """What the model sees.
+class Batch(Packed):
+    """What the model sees, and what becomes of it.
 
-    tokens: (examples, length) int64, padded with 1. targets: (examples,) int64 label ids, float32 label / scale for
-    regression, or empty (0,) for unlabelled rows. ids: (examples,) int64 rows of the split. scale: see MicroBatch.
-    real_tokens: number of tokens that are not padding.
+    targets: (examples,) int64 label ids, float32 label / scale for regression, or empty (0,) for unlabelled rows.
+    rows: (examples,) int64 rows of the split. loss_weight: see MicroBatch.
     """
 
-    tokens: torch.Tensor
     targets: torch.Tensor
-    ids: torch.Tensor
-    scale: float
-    real_tokens: int
+    rows: torch.Tensor
+    loss_weight: float
 
 
 @dataclass
@@ -63,16 +60,16 @@ class TokenizedSplit(Dataset[Batch]):
 
     def __getitem__(self, batch: MicroBatch) -> Batch:
         lengths = self.lengths[batch.indices]
-        columns = np.arange(lengths.max())
-        real = columns < lengths[:, None]
-        places = np.minimum(self.starts[batch.indices][:, None] + columns, len(self.tokens) - 1)
+        ends = np.cumsum(lengths)
+        places = np.repeat(self.starts[batch.indices] - (ends - lengths), lengths) + np.arange(ends[-1])
         targets = np.empty(0, np.int64) if self.targets is None else self.targets[batch.indices]
         return Batch(
-            tokens=torch.from_numpy(np.where(real, self.tokens[places], PAD).astype(np.int64)),
+            tokens=torch.from_numpy(self.tokens[places].astype(np.int64)),
+            lengths=torch.from_numpy(lengths),
+            longest=int(lengths.max()),
             targets=torch.from_numpy(targets),
-            ids=torch.from_numpy(batch.indices),
-            scale=batch.scale,
-            real_tokens=int(lengths.sum()),
+            rows=torch.from_numpy(batch.indices),
+            loss_weight=batch.loss_weight,
         )
 
 
@@ -119,16 +116,19 @@ def _read_targets(task: Task, directory: Path, name: str) -> np.ndarray:
     if task.is_regression:
         return _read_scores(directory / "label" / f"{name}.label")
     symbols = read_label_symbols(directory)
-    if unknown := [symbol for symbol in symbols if symbol not in task.labels]:
-        raise UserError(f"{directory / 'label' / 'dict.txt'} has {unknown[0]!r}, no label of {task.name}; {_AGAIN}")
+    try:
+        order = LabelOrder(task, tuple(symbols))
+    except UserError as error:
+        raise UserError(f"{directory / 'label' / 'dict.txt'}: {error}; {_AGAIN}") from None
     ours = np.full(len(SPECIALS) + len(symbols), -1, dtype=np.int64)
-    ours[len(SPECIALS) :] = [task.labels.index(symbol) for symbol in symbols]
+    ours[len(SPECIALS) :] = order.to_fairseq[: len(symbols)]
     ids, lengths = mmap_format.read(directory / "label" / name)
     ids = ids.reshape(-1, 2)[:, 0] if (lengths == 2).all() else np.full(1, len(ours))
     if len(ids) and not 0 <= int(ids.min()) <= int(ids.max()) < len(ours):
         raise UserError(f"{directory / 'label' / name}.bin holds other ids than its dict.txt; {_AGAIN}")
     targets = ours[ids]
     if (targets < 0).any():
+        assert task.train  # whose labels are the dictionary
         row, names = int((targets < 0).argmax()) + 1, fairseq_names(task)
         file = next(split.file_name for split in task.splits if names[split.name] == name)
         raise UserError(f"{task.directory}/{file}: row {row} has a label that no row of {task.train.file_name} has")
@@ -176,7 +176,8 @@ class GlueDataModule(pl.LightningDataModule):
     """Batches of a task's splits.
 
     Args:
-        prepare: makes (or finds) the preprocessed arrays; called once per node before the others read them.
+        prepare: makes (or finds) the preprocessed arrays, for which it reads the raw files; called once in a process,
+            and not at all where ``prepared`` is set. Processes that make the same arrays wait for one another.
         batch_size: examples per optimizer step over all processes and accumulated micro-batches.
         eval_tokens: tokens, padding included, in an evaluation batch.
         pool: batches among which examples of similar length are sought; 1 is a plain shuffle.
@@ -198,17 +199,27 @@ class GlueDataModule(pl.LightningDataModule):
         self.task, self.prepare = task, prepare
         self.batch_size, self.accumulate, self.pool, self.seed = batch_size, accumulate, pool, seed
         self.eval_tokens, self.max_tokens = eval_tokens, max_tokens
-        self.prepared: Prepared | None = None
+        self._prepared: Prepared | None = None
         self.splits: dict[str, TokenizedSplit] = {}
         self.start = (0, 0)  # epoch and batches done in it, where training is resumed
 
+    @property
+    def prepared(self) -> Prepared:
+        """The preprocessed arrays, once :meth:`prepare_data` or :meth:`setup` has been called."""
+        assert self._prepared, "prepare_data() comes first"
+        return self._prepared
+
+    @prepared.setter
+    def prepared(self, found: Prepared | None) -> None:
+        self._prepared = found
+
     def prepare_data(self) -> None:
-        self.prepare()
+        self._prepared = self._prepared or self.prepare()
 
     def setup(self, stage: str) -> None:
         if self.splits:
             return
-        self.prepared = self.prepare()
+        self.prepare_data()
         for split in self.task.splits:
             if split.name in self.prepared.splits:
                 self.splits[split.name] = load_split(self.task, split, self.prepared.directory, self.max_tokens)

@@ -11,6 +11,7 @@ import bz2
 import contextlib
 import gzip
 import http.client
+import io
 import logging
 import lzma
 import os
@@ -282,11 +283,7 @@ def extract_tar(archive: Path, out: Path, members: Iterable[str]) -> None:
 @contextlib.contextmanager
 def _tar(archive: Path) -> Iterator[tarfile.TarFile]:
     """A tar archive to be read in its order; what the caller leaves of it is read when the block ends."""
-    with archive.open("rb") as file:
-        start = file.read(6)
-    openers = {b"\x1f\x8b": gzip.open, b"BZh": bz2.open, b"\xfd7zXZ\x00": lzma.open}
-    opener = next((opener for magic, opener in openers.items() if start.startswith(magic)), open)
-    with opener(archive, "rb") as file:
+    with _decompressed(archive) as file:
         stream = _Bounded(archive, file)
         with tarfile.open(fileobj=stream, mode="r|") as source:
             yield source
@@ -294,13 +291,25 @@ def _tar(archive: Path) -> Iterator[tarfile.TarFile]:
             pass
 
 
-class _Bounded:
+def _decompressed(archive: Path) -> io.BufferedIOBase:
+    with archive.open("rb") as file:
+        start = file.read(6)
+    if start.startswith(b"\x1f\x8b"):
+        return gzip.open(archive, "rb")
+    if start.startswith(b"BZh"):
+        return bz2.open(archive, "rb")
+    if start.startswith(b"\xfd7zXZ\x00"):
+        return lzma.open(archive, "rb")
+    return archive.open("rb")
+
+
+class _Bounded(io.BufferedIOBase):
     """A stream that raises :class:`UserError` once an archive has become larger than it may."""
 
-    def __init__(self, archive: Path, file: IO[bytes]) -> None:
+    def __init__(self, archive: Path, file: io.BufferedIOBase) -> None:
         self.archive, self.file, self.done = archive, file, 0
 
-    def read(self, size: int) -> bytes:
+    def read(self, size: int | None = -1, /) -> bytes:
         content = self.file.read(size)
         self.done += len(content)
         _check_size(self.archive, self.done)

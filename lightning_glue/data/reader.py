@@ -17,6 +17,8 @@ from lightning_glue.tasks import Split, Task
 if TYPE_CHECKING:
     from hashlib import _Hash
 
+OnBadRow = Literal["stop", "skip"]
+
 _BOM = b"\xef\xbb\xbf"
 _NUMBER = re.compile(r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?")  # float() takes 1_0 and digits of any script
 
@@ -57,7 +59,7 @@ def has_split(task: Task, split: Split, directory: Path) -> bool:
     return (directory / task.directory / split.file_name).is_file()
 
 
-def read_split(task: Task, split: Split, directory: Path, on_bad_row: Literal["stop", "skip"] = "stop") -> Rows:
+def read_split(task: Task, split: Split, directory: Path, on_bad_row: OnBadRow = "stop") -> Rows:
     """Read ``directory/<task folder>/<split>.tsv``.
 
     Lines end at a line feed only (a carriage return before it is removed), fields at a tab; a quote is an ordinary
@@ -193,7 +195,7 @@ def _label_fault(task: Task, label: str) -> str | None:
 class _Collector:
     """Gathers well-formed rows and deals with the others."""
 
-    def __init__(self, task: Task, split: Split, path: Path, fields: int, on_bad_row: str) -> None:
+    def __init__(self, task: Task, split: Split, path: Path, fields: int, on_bad_row: OnBadRow) -> None:
         self.task = task
         self.split = split
         self.path = path

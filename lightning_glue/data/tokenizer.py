@@ -241,11 +241,11 @@ def _read_merges(path: Path, content: bytes) -> list[tuple[str, str]]:
         lines = content.decode("utf-8").split("\n")[1:-1]
     except UnicodeDecodeError as error:
         raise UserError(f"{path} is not UTF-8 at byte {error.start + 1}; expected GPT-2's vocab.bpe") from None
-    pairs = [tuple(line.split()) for line in lines]
+    pairs = [line.split() for line in lines]
     if wrong := [place for place, pair in enumerate(pairs) if len(pair) != 2]:
         found = lines[wrong[0]][:100]
         raise UserError(f"{path}:{wrong[0] + 2}: found {found!r}, expected two tokens, as in GPT-2's vocab.bpe")
-    return pairs
+    return [(first, second) for first, second in pairs]
 
 
 def _byte_level(vocabulary: dict[str, int], pairs: list[tuple[str, str]], path: Path) -> Any:

@@ -9,21 +9,19 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 
+from lightning_glue.data.labels import LabelOrder
 from lightning_glue.data.tokenizer import BOS, EOS, Tokenizer
-from lightning_glue.model.roberta import HEAD, RobertaModel
+from lightning_glue.model.roberta import HEAD, RobertaModel, with_outputs
 from lightning_glue.tasks import Task
 from lightning_glue.utils.files import new_file
 
-if TYPE_CHECKING:
-    pass
-
 # from_pretrained overrides every configuration key named bpe_vocab, bpe_merges or bpe_codes with the path of
 # vocab.json, merges.txt or bpecodes beside the checkpoint; the encoder's own keys then refer to these.
-_BPE_CONFIG = {
+_BPE_CONFIG: dict[str, dict[str, str | bool]] = {
     "gpt2": {"gpt2_encoder_json": "${bpe_files.bpe_vocab}", "gpt2_vocab_bpe": "${bpe_files.bpe_merges}"},
     "bert": {"bpe_cased": False, "bpe_vocab_file": "${bpe_files.bpe_codes}"},
 }
@@ -57,20 +55,10 @@ def fairseq_config(args: dict[str, Any], task: Task, tokenizer: Tokenizer) -> di
     }
 
 
-def fairseq_labels(task: Task, symbols: list[str]) -> list[str]:
-    """Labels in fairseq's order: ``symbols`` by frequency, then those that never occur in training."""
-    return symbols + [label for label in task.labels if label not in symbols]
-
-
-def fairseq_state(model: RobertaModel, task: Task, labels: list[str]) -> dict[str, torch.Tensor]:
-    """The model's state dict with the head's outputs in the order of ``labels``."""
+def fairseq_state(model: RobertaModel, order: LabelOrder) -> dict[str, torch.Tensor]:
+    """The model's state dict with the head's outputs in fairseq's order."""
     state = {name: tensor.detach().cpu() for name, tensor in model.state_dict().items()}
-    if not task.is_regression:
-        order = [task.labels.index(label) for label in labels]
-        for kind in ("weight", "bias"):
-            name = f"classification_heads.{HEAD}.out_proj.{kind}"
-            state[name] = state[name][order]
-    return state
+    return state if order.task.is_regression else with_outputs(state, order.to_fairseq)
 
 
 def export(
@@ -89,7 +77,8 @@ def export(
         updates: optimizer steps taken, which fairseq calls ``num_updates``.
         settings: of the run, see :func:`settings`.
     """
-    labels = fairseq_labels(task, label_symbols)
+    order = LabelOrder(task, tuple(label_symbols))
+    labels = order.labels
     (out / "input0").mkdir(parents=True, exist_ok=True)
     (out / "input0" / "dict.txt").write_text(tokenizer.dictionary_text, encoding="utf-8")
     if labels:
@@ -100,7 +89,7 @@ def export(
     state = {
         "cfg": fairseq_config(model_args(model), task, tokenizer),
         "args": None,
-        "model": fairseq_state(model, task, labels),
+        "model": fairseq_state(model, order),
         "optimizer_history": [
             {
                 "criterion_name": "SentencePredictionCriterion",

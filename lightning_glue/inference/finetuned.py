@@ -4,22 +4,19 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 
 from lightning_glue.data import tokenizer
+from lightning_glue.data.labels import LabelOrder
 from lightning_glue.data.tokenizer import Tokenizer
 from lightning_glue.errors import UserError
 from lightning_glue.model.checkpoint_file import fairseq_args, reading, safe_load, weights_file
 from lightning_glue.model.pretrained import Pretrained
-from lightning_glue.model.roberta import HEAD, RobertaModel, build_model
+from lightning_glue.model.roberta import HEAD, RobertaModel, build_model, head_names, with_outputs
 from lightning_glue.tasks import Task, get_task
 from lightning_glue.utils.digests import file_sha256
-
-if TYPE_CHECKING:
-    pass
-
 
 # Settings of a run (see training.run.settings) and what they are; what a file has besides is not looked at.
 _SETTINGS: dict[str, Any] = {
@@ -76,20 +73,18 @@ def load_fine_tuned(path: Path) -> FineTuned:
 
 def _head_in_registry_order(state: dict[str, Any], task: Task) -> dict[str, torch.Tensor]:
     """Undo the label order of the fairseq layout (see :func:`lightning_glue.export.fairseq.fairseq_state`)."""
-    weights = dict(state["model"])
-    head = f"classification_heads.{HEAD}"
-    names = [f"{head}.out_proj.{kind}" for kind in ("weight", "bias")]
-    missing = {f"{head}.dense.weight", f"{head}.dense.bias", *names} - weights.keys()
+    weights, names = state["model"], head_names("out_proj")
+    missing = {*head_names("dense"), *names} - weights.keys()
     if missing or any(len(weights[name]) != task.num_outputs for name in names):
-        raise UserError(f"its head is none of {task.name}: expected {head} with {task.num_outputs} outputs")
-    if not task.is_regression:
-        labels = state.get("glue_labels")
-        if not isinstance(labels, list) or sorted(map(str, labels)) != sorted(task.labels):
-            raise UserError(f"its 'glue_labels' are {labels!r}, expected {task.name}'s: {', '.join(task.labels)}")
-        order = [labels.index(label) for label in task.labels]
-        for name in names:
-            weights[name] = weights[name][order]
-    return weights
+        raise UserError(
+            f"its head is none of {task.name}: expected classification_heads.{HEAD} with {task.num_outputs} outputs"
+        )
+    if task.is_regression:
+        return weights
+    labels = state.get("glue_labels")
+    if not isinstance(labels, list) or sorted(map(repr, labels)) != sorted(map(repr, task.labels)):
+        raise UserError(f"its 'glue_labels' are {labels!r}, expected {task.name}'s: {', '.join(task.labels)}")
+    return with_outputs(weights, LabelOrder(task, tuple(labels)).from_fairseq)
 
 
 def _check_finite(model: RobertaModel) -> None:

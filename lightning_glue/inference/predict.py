@@ -6,7 +6,7 @@ from contextlib import AbstractContextManager, nullcontext
 
 import torch
 
-from lightning_glue.data.batching import EvalSampler
+from lightning_glue.data.batching import EvalSampler, Packed
 from lightning_glue.data.datamodule import TokenizedSplit
 from lightning_glue.model.roberta import HEAD, RobertaModel, logits
 from lightning_glue.utils.console import progress_bar
@@ -35,6 +35,9 @@ def predict(model: RobertaModel, split: TokenizedSplit, eval_tokens: int, precis
     with progress_bar(f"predict {split.name}", len(split), "examples") as advance, autocast(precision, device):
         for batch in EvalSampler(split.lengths, eval_tokens):
             part = split[batch]
-            outputs[part["ids"]] = logits(model, part["tokens"].to(device)).float().cpu()
-            advance(len(part["ids"]))
+            moved = Packed(
+                tokens=part["tokens"].to(device), lengths=part["lengths"].to(device), longest=part["longest"]
+            )
+            outputs[part["rows"]] = logits(model, moved).float().cpu()
+            advance(len(part["rows"]))
     return outputs

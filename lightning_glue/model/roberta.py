@@ -18,6 +18,7 @@ from fairseq.data import Dictionary  # noqa: E402
 from fairseq.models.roberta import RobertaModel  # noqa: E402
 from fairseq.modules.transformer_sentence_encoder import init_bert_params  # noqa: E402
 
+from lightning_glue.data.batching import Packed, padded  # noqa: E402
 from lightning_glue.data.tokenizer import Tokenizer  # noqa: E402
 from lightning_glue.errors import UserError  # noqa: E402
 from lightning_glue.model import unpadded  # noqa: E402
@@ -59,7 +60,7 @@ def build_model(start: Pretrained, num_outputs: int, overrides: dict[str, Any]) 
     """Build the model with the start's encoder and a new classification head.
 
     ``encoder.lm_head`` keeps its weights, so that a checkpoint is complete for fairseq, but needs no gradient: the
-    task never uses it, and DDP would otherwise wait for it.
+    task never uses it, and DDP would otherwise wait for it. ``runs_unpadded`` says which forward :func:`logits` takes.
 
     Args:
         num_outputs: classes, or 1 for regression.
@@ -85,6 +86,7 @@ def build_model(start: Pretrained, num_outputs: int, overrides: dict[str, Any]) 
     for name, parameter in model.encoder.lm_head.named_parameters():
         if name != "weight":  # tied to the token embeddings
             parameter.requires_grad_(False)
+    model.runs_unpadded = unpadded.supports(model)
     return model
 
 
@@ -135,16 +137,26 @@ def load_encoder(model: RobertaModel, state: dict[str, torch.Tensor]) -> None:
         raise UserError(f"checkpoint does not fit the model: missing {missing[:3]}, unexpected {unexpected[:3]}")
 
 
-def logits(model: RobertaModel, tokens: torch.Tensor) -> torch.Tensor:
-    """Head outputs (batch, classes) for right-padded token ids (batch, length)."""
-    if not unpadded.supports(model):
-        return stock_logits(model, tokens)
-    return model.classification_heads[HEAD](unpadded.features(model, tokens)[:, None])
+def head_names(layer: str) -> list[str]:
+    """Names in the state dict of a linear layer (``dense``, ``out_proj``) of the head."""
+    return [f"classification_heads.{HEAD}.{layer}.{kind}" for kind in ("weight", "bias")]
 
 
-def stock_logits(model: RobertaModel, tokens: torch.Tensor) -> torch.Tensor:
-    """The same through fairseq's own forward."""
-    return model(tokens, features_only=True, classification_head_name=HEAD)[0]
+def with_outputs(state: dict[str, torch.Tensor], order: list[int]) -> dict[str, torch.Tensor]:
+    """The state dict with the head's outputs in another order: output i is what output ``order[i]`` was."""
+    return state | {name: state[name][order] for name in head_names("out_proj")}
+
+
+def logits(model: RobertaModel, batch: Packed) -> torch.Tensor:
+    """Head outputs (examples, classes)."""
+    if not model.runs_unpadded:
+        return stock_logits(model, batch)
+    return model.classification_heads[HEAD](unpadded.features(model, batch)[:, None])
+
+
+def stock_logits(model: RobertaModel, batch: Packed) -> torch.Tensor:
+    """The same through fairseq's own forward, for models that :mod:`unpadded` does not know."""
+    return model(padded(batch), features_only=True, classification_head_name=HEAD)[0]
 
 
 def task_loss(outputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:

@@ -9,11 +9,13 @@ values. Dropout acts in the places where fairseq has it.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from lightning_glue.data.batching import Packed
 from lightning_glue.model import dropout
 from lightning_glue.model.fairseq_import import import_fairseq
 
@@ -23,6 +25,10 @@ from fairseq.modules import MultiheadAttention  # noqa: E402
 from fairseq.modules.learned_positional_embedding import LearnedPositionalEmbedding  # noqa: E402
 from fairseq.modules.transformer_layer import TransformerEncoderLayerBase  # noqa: E402
 
+if TYPE_CHECKING:
+    from fairseq.models.roberta import RobertaModel
+    from fairseq.modules.fairseq_dropout import FairseqDropout
+
 # On the CPU oneDNN makes a kernel for each shape it meets, which takes milliseconds, and keeps it. Products of batches
 # rounded up to these have few shapes: a seventh more examples a second, and memory that stays as it is.
 _TOKEN_STEP, _LENGTH_STEP = 32, 8
@@ -31,12 +37,13 @@ _GELU = ("gelu", "gelu_accurate")
 
 @dataclass(frozen=True)
 class Rows:
-    """Where the tokens of a batch stand.
+    """Where the tokens of a batch stand. Nothing here waits for the device.
 
     Attributes:
         real: (batch, length) bool, False at padding.
-        places: (tokens,) index of each real token in the flattened batch; on the CPU a few of the first token follow,
+        places: (tokens,) index of each token in the flattened batch; on the CPU a few of the first token follow,
             which are computed but never read.
+        columns: (tokens,) index of each of them in its row.
         count: real tokens.
         first: (batch,) index of each row's first token among the real ones.
         bounds: (batch + 1,) int32, cumulative lengths.
@@ -44,19 +51,25 @@ class Rows:
 
     real: Tensor
     places: Tensor
+    columns: Tensor
     count: int
     first: Tensor
     bounds: Tensor
 
     @classmethod
-    def of(cls, tokens: Tensor, padding: int) -> Rows:
-        real = tokens.ne(padding)
-        places = real.flatten().nonzero().squeeze(1)
-        bounds = F.pad(real.sum(1).cumsum(0), (1, 0)).to(torch.int32)
-        count = len(places)
-        if not tokens.is_cuda:
-            places = F.pad(places, (0, -count % _TOKEN_STEP))
-        return cls(real, places, count, bounds[:-1].long(), bounds)
+    def of(cls, lengths: Tensor, count: int, longest: int) -> Rows:
+        """Of rows with these ``lengths`` (batch,), their sum and their maximum."""
+        if not lengths.is_cuda:
+            longest += -longest % _LENGTH_STEP
+        bounds = F.pad(lengths.cumsum(0), (1, 0))
+        first = bounds[:-1]
+        row = torch.repeat_interleave(lengths, output_size=count)
+        columns = torch.arange(count, device=lengths.device) - first.index_select(0, row)
+        places = row * longest + columns
+        if not lengths.is_cuda:
+            places, columns = (F.pad(index, (0, -count % _TOKEN_STEP)) for index in (places, columns))
+        real = torch.arange(longest, device=lengths.device) < lengths[:, None]
+        return cls(real, places, columns, count, first, bounds.to(torch.int32))
 
     def pad(self, packed: Tensor) -> Tensor:
         """(tokens, width) to (batch, length, width), zero at padding."""
@@ -68,21 +81,21 @@ class Rows:
         return padded.flatten(0, 1).index_select(0, self.places)
 
 
-def supports(model: nn.Module) -> bool:
+def supports(model: RobertaModel) -> bool:
     """Whether the encoder is RoBERTa as published: post-norm, learned positions, no layerdrop or quantisation noise."""
     encoder = model.encoder.sentence_encoder
-    plain = (
+    return (
         isinstance(encoder, TransformerEncoderBase)
         and encoder.layer_norm is None
         and encoder.quant_noise is None
         and encoder.encoder_layerdrop == 0
         and isinstance(encoder.embed_positions, LearnedPositionalEmbedding)
         and not encoder.return_fc
+        and all(map(_plain_layer, encoder.layers))
     )
-    return plain and all(map(_plain_layer, encoder.layers))
 
 
-def _plain_layer(layer: nn.Module) -> bool:
+def _plain_layer(layer: TransformerEncoderLayerBase) -> bool:
     if not isinstance(layer, TransformerEncoderLayerBase) or layer.normalize_before:
         return False
     attention = layer.self_attn
@@ -96,36 +109,34 @@ def _plain_layer(layer: nn.Module) -> bool:
     )
 
 
-def features(model: nn.Module, tokens: Tensor) -> Tensor:
-    """Last layer's output (batch, width) at the first token of right-padded ids (batch, length)."""
+def features(model: RobertaModel, batch: Packed) -> Tensor:
+    """Last layer's output (examples, width) at the first token of each example."""
     encoder = model.encoder.sentence_encoder
-    if not tokens.is_cuda:
-        tokens = F.pad(tokens, (0, -tokens.shape[1] % _LENGTH_STEP), value=encoder.padding_idx)
-    rows = Rows.of(tokens, encoder.padding_idx)
-    x = _embed(encoder, tokens, rows)
+    rows = Rows.of(batch["lengths"], len(batch["tokens"]), batch["longest"])
+    x = _embed(encoder, batch["tokens"], rows)
     *layers, last = encoder.layers
     for layer in layers:
         x = _layer(layer, x, rows, first_only=False)
     return _layer(last, x, rows, first_only=True)
 
 
-def _embed(encoder: nn.Module, tokens: Tensor, rows: Rows) -> Tensor:
+def _embed(encoder: TransformerEncoderBase, tokens: Tensor, rows: Rows) -> Tensor:
     """(tokens, width). Positions count from padding_idx + 1, as fairseq's ``utils.make_positions``."""
-    columns = torch.arange(tokens.shape[1], device=tokens.device) + encoder.padding_idx + 1
-    positions = columns.expand_as(tokens).flatten().index_select(0, rows.places)
-    x = encoder.embed_scale * encoder.embed_tokens(tokens.flatten().index_select(0, rows.places))
+    tokens = F.pad(tokens, (0, len(rows.columns) - len(tokens)))
+    positions = rows.columns + encoder.padding_idx + 1
+    x = encoder.embed_scale * encoder.embed_tokens(tokens)
     x = x + F.embedding(positions, encoder.embed_positions.weight, encoder.embed_positions.padding_idx)
     if encoder.layernorm_embedding is not None:
         x = encoder.layernorm_embedding(x)
     return _dropout(encoder.dropout_module, x)
 
 
-def _dropout(module: nn.Module, x: Tensor) -> Tensor:
+def _dropout(module: FairseqDropout, x: Tensor) -> Tensor:
     """fairseq's FairseqDropout."""
     return dropout.dropout(x, module.p, module.training or module.apply_during_inference)
 
 
-def _layer(layer: nn.Module, x: Tensor, rows: Rows, first_only: bool) -> Tensor:
+def _layer(layer: TransformerEncoderLayerBase, x: Tensor, rows: Rows, first_only: bool) -> Tensor:
     """Post-norm encoder layer (tokens, width) -> (tokens, width), or (batch, width) of the first tokens alone."""
     attended = _attention(layer.self_attn, x, rows, first_only)
     residual = x.index_select(0, rows.first) if first_only else x
@@ -152,11 +163,14 @@ def _attention(attention: MultiheadAttention, x: Tensor, rows: Rows, first_only:
 
         q, k, v = parts.view(-1, 3, heads, width // heads).unbind(1)
         longest = rows.real.shape[1]
-        return attention.out_proj(varlen_attn(q, k, v, rows.bounds, rows.bounds, longest, longest).flatten(1))
+        output = varlen_attn(q, k, v, rows.bounds, rows.bounds, longest, longest)
+        assert isinstance(output, Tensor)  # a tuple with what return_aux asks for
+        return attention.out_proj(output.flatten(1))
     batch, length = rows.real.shape
     padded = rows.pad(parts).view(batch, length, -1, heads, width // heads).permute(2, 0, 3, 1, 4).unbind(0)
     q = query.view(batch, 1, heads, -1).transpose(1, 2) if first_only else padded[0]
-    attended = _attend(q, *padded[-2:], rows.real[:, None, None, :], p).transpose(1, 2).reshape(batch, -1, width)
+    attended = _attend(q, padded[-2], padded[-1], rows.real[:, None, None, :], p)
+    attended = attended.transpose(1, 2).reshape(batch, -1, width)
     return attention.out_proj(attended.squeeze(1) if first_only else rows.pack(attended))
 
 

@@ -10,6 +10,7 @@ import pytorch_lightning as pl
 import torch
 from pytorch_lightning.utilities import rank_zero_only
 
+from lightning_glue.data.batching import padded_size
 from lightning_glue.data.datamodule import Batch
 from lightning_glue.training.module import Evaluation, GlueModule
 
@@ -66,22 +67,25 @@ class TrainingMonitor(pl.Callback):
             self.grad_norm = torch.nn.utils.get_total_norm(gradients)
 
     def on_train_batch_end(
-        self, trainer: pl.Trainer, pl_module: GlueModule, outputs: Any, batch: Batch, batch_idx: int
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Batch, batch_idx: int
     ) -> None:
-        counted = len(batch["ids"]) if batch["scale"] else 0
+        assert isinstance(pl_module, GlueModule)
+        counted = len(batch["rows"]) if batch["loss_weight"] else 0
         self.window[0] += outputs["loss"].detach().double() * trainer.accumulate_grad_batches
         self.window[1:] += torch.tensor(
-            [1.0, counted, batch["real_tokens"], batch["tokens"].numel()], dtype=torch.float64, device=pl_module.device
+            [1.0, counted, len(batch["tokens"]), padded_size(batch)], dtype=torch.float64, device=pl_module.device
         )
         stepped = (batch_idx + 1) % trainer.accumulate_grad_batches == 0
         if stepped and trainer.global_step % self.every == 0:
             self._log(trainer, pl_module)
 
-    def on_train_end(self, trainer: pl.Trainer, pl_module: GlueModule) -> None:
+    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        assert isinstance(pl_module, GlueModule)
         if not pl_module.diverged and not _all_finite(pl_module):  # since the last point
             pl_module.diverged = f"step {trainer.global_step}"
 
-    def on_validation_end(self, trainer: pl.Trainer, pl_module: GlueModule) -> None:
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        assert isinstance(pl_module, GlueModule)
         for logger in trainer.loggers:
             logger.log_metrics(dev_metrics(trainer, pl_module), step=trainer.global_step)
 
@@ -112,7 +116,8 @@ class EvaluationLine(pl.Callback):
     def __init__(self) -> None:
         self.start = time.perf_counter()
 
-    def on_validation_end(self, trainer: pl.Trainer, pl_module: GlueModule) -> None:
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        assert isinstance(pl_module, GlueModule)
         values = "  ".join(f"{name} {value:.4f}" for name, value in dev_metrics(trainer, pl_module).items())
         elapsed = time.strftime("%H:%M:%S", time.gmtime(time.perf_counter() - self.start))
         done = trainer.global_step * trainer.accumulate_grad_batches / trainer.num_training_batches
@@ -138,7 +143,8 @@ class BestEvaluation(pl.Callback):
         self.values, self.step = state["values"], state["step"]
         self.evaluations = {split: Evaluation(*tensors) for split, tensors in state["outputs"].items()}
 
-    def on_validation_end(self, trainer: pl.Trainer, pl_module: GlueModule) -> None:
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        assert isinstance(pl_module, GlueModule)
         values = dev_metrics(trainer, pl_module)
         if not self.values or values[self.metric] > self.values[self.metric]:
             self.values, self.evaluations, self.step = values, dict(pl_module.evaluations), trainer.global_step

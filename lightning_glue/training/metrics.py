@@ -123,26 +123,26 @@ class SplitOutputs:
 
     def start(self, device: torch.device) -> None:
         """Forget the last epoch. A first, empty piece lets a process without batches take part in the gathering."""
-        self.ids = [torch.empty(0, dtype=torch.int64, device=device)]
+        self.rows = [torch.empty(0, dtype=torch.int64, device=device)]
         self.outputs = [torch.empty(0, self.num_outputs, device=device)]
         self.targets = [torch.empty(0, dtype=self.target_type, device=device)]
 
-    def update(self, ids: Tensor, outputs: Tensor, targets: Tensor) -> None:
-        self.ids.append(ids)
+    def update(self, rows: Tensor, outputs: Tensor, targets: Tensor) -> None:
+        self.rows.append(rows)
         self.outputs.append(outputs.float())
         self.targets.append(targets)
 
     def compute(self) -> tuple[Tensor, Tensor]:
         """Outputs (examples, classes) and targets (examples,), sorted by row, on the CPU; called by all processes."""
-        ids, outputs, targets = (_gathered(torch.cat(pieces)) for pieces in (self.ids, self.outputs, self.targets))
-        repeated = len(ids) - len(torch.unique(ids))
+        rows, outputs, targets = (_gathered(torch.cat(pieces)) for pieces in (self.rows, self.outputs, self.targets))
+        repeated = len(rows) - len(torch.unique(rows))
         if repeated:
             raise RuntimeError(f"{repeated} examples were evaluated more than once")
-        order = torch.argsort(ids)
+        order = torch.argsort(rows)
         return outputs[order], targets[order]
 
 
-def _gathered(rows: Tensor) -> Tensor:
-    """The rows of all processes, one process after the other, on the CPU."""
+def _gathered(values: Tensor) -> Tensor:
+    """The values of all processes, one process after the other, on the CPU."""
     several = torch.distributed.is_available() and torch.distributed.is_initialized()
-    return torch.cat(gather_all_tensors(rows)).cpu() if several else rows.cpu()
+    return torch.cat(gather_all_tensors(values)).cpu() if several else values.cpu()

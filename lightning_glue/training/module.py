@@ -7,8 +7,10 @@ from typing import Any
 
 import pytorch_lightning as pl
 import torch
+from pytorch_lightning.utilities.types import OptimizerLRSchedulerConfig
 
 from lightning_glue.config import OptimizerConfig
+from lightning_glue.data.batching import Packed
 from lightning_glue.data.datamodule import Batch
 from lightning_glue.model.roberta import RobertaModel, logits, task_loss
 from lightning_glue.tasks import Task
@@ -59,12 +61,12 @@ class GlueModule(pl.LightningModule):
         self.evaluations: dict[str, Evaluation] = {}  # the last evaluation, by split name
         self.diverged = ""  # where the weights ceased to be numbers
 
-    def forward(self, tokens: torch.Tensor) -> torch.Tensor:
-        """Head outputs (batch, classes) for padded token ids (batch, length)."""
-        return logits(self.model, tokens)
+    def forward(self, batch: Packed) -> torch.Tensor:
+        """Head outputs (examples, classes)."""
+        return logits(self.model, batch)
 
     def training_step(self, batch: Batch, _: int) -> torch.Tensor:
-        loss = task_loss(self(batch["tokens"]), batch["targets"]).sum() * batch["scale"]
+        loss = task_loss(self(batch), batch["targets"]).sum() * batch["loss_weight"]
         self.log("loss", loss, prog_bar=True, logger=False)
         return loss
 
@@ -73,8 +75,8 @@ class GlueModule(pl.LightningModule):
             collector.start(self.device)
 
     def validation_step(self, batch: Batch, _: int, dataloader_idx: int = 0) -> None:
-        if batch["scale"]:
-            self.dev_outputs[dataloader_idx].update(batch["ids"], self(batch["tokens"]), batch["targets"])
+        if batch["loss_weight"]:
+            self.dev_outputs[dataloader_idx].update(batch["rows"], self(batch), batch["targets"])
 
     def on_validation_epoch_end(self) -> None:
         for split, collector in zip(self.task.dev, self.dev_outputs):
@@ -85,7 +87,7 @@ class GlueModule(pl.LightningModule):
             named = {f"{split.name}/{name}": value for name, value in values.items()}
             self.log_dict(named, logger=False, add_dataloader_idx=False)  # TrainingMonitor logs them, with their step
 
-    def configure_optimizers(self) -> dict[str, Any]:
+    def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
         total = int(self.trainer.estimated_stepping_batches)
         warmup = round(self.settings.warmup_ratio * total)
         adam = optimizer.FairseqAdamW(

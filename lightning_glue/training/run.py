@@ -188,7 +188,7 @@ class Training:
                 self.write_predictions(folder)
 
     def _export(self, step: int) -> None:
-        from lightning_glue.data.binarize import read_label_symbols
+        from lightning_glue.data.labels import read_label_symbols
         from lightning_glue.export.fairseq import export
         from lightning_glue.tracking.artifacts import EXPORT_DIGEST
         from lightning_glue.utils.digests import file_sha256

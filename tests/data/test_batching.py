@@ -37,10 +37,10 @@ def test_processes_share_every_batch_without_loss(lengths: np.ndarray, world: in
     for update, batch in enumerate(whole):
         steps = range(update * accumulate, (update + 1) * accumulate)
         parts = [stream[step] for stream in streams for step in steps]
-        weighted = [row for part in parts if part.scale for row in part.indices]
+        weighted = [row for part in parts if part.loss_weight for row in part.indices]
         assert sorted(weighted) == sorted(batch)
         # averaged over processes and micro-batches, each row weighs 1 / len(batch)
-        assert all(part.scale in (0.0, pytest.approx(len(parts) / len(batch))) for part in parts)
+        assert all(part.loss_weight in (0.0, pytest.approx(len(parts) / len(batch))) for part in parts)
         assert all(len(part.indices) for part in parts)
 
 
@@ -50,7 +50,7 @@ def test_evaluation_batches_do_not_depend_on_the_processes(lengths: np.ndarray, 
     alone = [batch.indices.tolist() for batch in EvalSampler(lengths, budget)]
     shared = [list(EvalSampler(lengths, budget, rank=rank, world=world)) for rank in range(world)]
     assert all(stream for stream in shared)
-    dealt = [batch.indices.tolist() for stream in shared for batch in stream if batch.scale]
+    dealt = [batch.indices.tolist() for stream in shared for batch in stream if batch.loss_weight]
     assert sorted(dealt) == sorted(alone)
     assert sorted(row for batch in alone for row in batch) == list(range(len(lengths)))
     assert all(lengths[batch].max() * len(batch) <= budget for batch in alone)

@@ -106,12 +106,6 @@ def test_fairseq_hydra_train_trains_from_it(glue_dir: Path, bpe_dir: Path, tmp_p
     assert '"num_updates": "3"' in log, log
 
 
-def test_label_dictionary_is_by_frequency_and_padded_as_fairseqs() -> None:
-    symbols, counts = binarize.label_symbols(["b", "a", "c", "c", "b", "a", "c"])
-    assert symbols == ["c", "a", "b", "madeupword0000"]
-    assert counts == [3, 2, 2, 0]
-
-
 def test_the_cache_is_keyed_by_content(cache: Path, bpe_dir: Path, tmp_path: Path) -> None:
     encoder = pretrained.load_tokenizer("gpt2", str(bpe_dir))
     source = sources.glue_directory(TASKS["WNLI"], "sample", None)

@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lightning_glue.data import binarize, sources
-from lightning_glue.data.batching import EvalSampler, MicroBatch
+from lightning_glue.data.batching import EvalSampler, MicroBatch, padded, padded_size
 from lightning_glue.data.binarize import Prepared
 from lightning_glue.data.datamodule import GlueDataModule, join_parts, load_split
 from lightning_glue.data.tokenizer import EOS, PAD
@@ -55,8 +55,10 @@ def test_tokens_and_targets_are_those_of_fairseqs_task(name: str, prepared: dict
         rows = np.arange(0, len(ours), 7)
         batch = ours[MicroBatch(rows, 1.0)]
         sample = theirs.collater([theirs[int(row)] for row in rows])
-        assert torch.equal(batch["tokens"], sample["net_input"]["src_tokens"])
-        assert batch["real_tokens"] == int(sample["net_input"]["src_lengths"].sum())
+        assert torch.equal(padded(batch), sample["net_input"]["src_tokens"])
+        assert torch.equal(batch["lengths"], sample["net_input"]["src_lengths"])
+        assert len(batch["tokens"]) == int(sample["net_input"]["src_lengths"].sum())
+        assert padded_size(batch) == sample["net_input"]["src_tokens"].numel()
         if task.is_regression:
             torch.testing.assert_close(batch["targets"], sample["target"].view(-1).float(), rtol=1e-6, atol=1e-7)
         else:  # ids differ on purpose, labels must not
@@ -99,13 +101,17 @@ def test_joining_keeps_order_and_cuts_the_longer_text(sizes: list[tuple[int, int
     )
 
 
-def test_padding_fills_to_the_longest_of_the_batch(prepared: dict[str, Prepared]) -> None:
+def test_a_batch_is_packed_and_padding_fills_it_to_its_longest(prepared: dict[str, Prepared]) -> None:
     split = load_split(TASKS["RTE"], TASKS["RTE"].dev[0], prepared["RTE"].directory, 512)
     batch = split[MicroBatch(np.array([0, 1, 2]), 0.5)]
-    assert batch["tokens"].shape == (3, split.lengths[:3].max())
-    assert (batch["tokens"] != PAD).sum() == batch["real_tokens"]
-    assert batch["scale"] == 0.5
-    assert batch["ids"].tolist() == [0, 1, 2]
+    assert batch["tokens"].tolist() == split.tokens[: split.lengths[:3].sum()].tolist()
+    assert batch["lengths"].tolist() == split.lengths[:3].tolist()
+    assert batch["longest"] == split.lengths[:3].max()
+    assert padded(batch).shape == (3, split.lengths[:3].max())
+    assert (padded(batch) != PAD).sum() == len(batch["tokens"])
+    assert padded_size(batch) == padded(batch).numel()
+    assert batch["loss_weight"] == 0.5
+    assert batch["rows"].tolist() == [0, 1, 2]
 
 
 def test_unlabelled_rows_have_no_targets(prepared: dict[str, Prepared]) -> None:
@@ -118,5 +124,5 @@ def test_the_module_serves_both_dev_sets_of_mnli(prepared: dict[str, Prepared]) 
     data.setup("fit")
     loaders = data.val_dataloader()
     assert [loader.dataset.name for loader in loaders] == ["dev_matched", "dev_mismatched"]
-    assert sum(len(batch["ids"]) for batch in loaders[1]) == prepared["MNLI"].splits["dev_mismatched"].rows
+    assert sum(len(batch["rows"]) for batch in loaders[1]) == prepared["MNLI"].splits["dev_mismatched"].rows
     assert os.fspath(data.prepared.directory) == os.fspath(prepared["MNLI"].directory)

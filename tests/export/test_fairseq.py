@@ -13,14 +13,17 @@ from pathlib import Path
 import pytest
 import pytorch_lightning as pl
 import torch
+from helpers.batches import packed
 
 from lightning_glue import config
 from lightning_glue.data import binarize, sources
 from lightning_glue.data.datamodule import TokenizedSplit, load_split
+from lightning_glue.data.labels import read_label_symbols
 from lightning_glue.errors import UserError
-from lightning_glue.export.fairseq import export, fairseq_labels
+from lightning_glue.export.fairseq import export
 from lightning_glue.inference import predict
 from lightning_glue.inference.finetuned import load_fine_tuned
+from lightning_glue.inference.submission import write_submissions
 from lightning_glue.model import pretrained
 from lightning_glue.model.pretrained import Pretrained
 from lightning_glue.model.roberta import HEAD, build_model, logits
@@ -81,7 +84,7 @@ def rte(cache: Path, glue_dir: Path, bpe_dir: Path, tmp_path_factory: pytest.Tem
     dev = load_split(task, task.dev[0], prepared.directory, 512)
     model = undecided(start, task, dev)
     folder = tmp_path_factory.mktemp("tutorial")
-    export(model, task, start.tokenizer, binarize.read_label_symbols(prepared.directory), 30, folder / "checkpoints")
+    export(model, task, start.tokenizer, read_label_symbols(prepared.directory), 30, folder / "checkpoints")
     (folder / "RTE-bin").symlink_to(prepared.directory)
     (folder / "glue_data").symlink_to(glue_dir)
     outputs = predict.predict(model, dev, 8192)
@@ -219,12 +222,8 @@ def test_regression_exports_and_loads_in_fairseq(cache: Path, bpe_dir: Path, tmp
     roberta = RobertaModel.from_pretrained(str(tmp_path), "checkpoint_best.pt", ".").eval()
     tokens = roberta.encode("One text.", "Another text.")
     theirs = roberta.predict("sentence_classification_head", tokens, return_logits=True)
-    torch.testing.assert_close(theirs, logits(model, tokens[None]))
+    torch.testing.assert_close(theirs, logits(model, packed(tokens)))
     assert load_fine_tuned(tmp_path).task is task
-
-
-def test_labels_unseen_in_training_come_last() -> None:
-    assert fairseq_labels(TASKS["MNLI"], ["entailment"]) == ["entailment", "contradiction", "neutral"]
 
 
 def test_predictions_are_leaderboard_files(cache: Path, bpe_dir: Path, tmp_path: Path) -> None:
@@ -234,7 +233,7 @@ def test_predictions_are_leaderboard_files(cache: Path, bpe_dir: Path, tmp_path:
         task = TASKS[name]
         prepared = binarize.prepare(task, sources.glue_directory(task, "sample", None), start.tokenizer, cache)
         model = build_model(start, task.num_outputs, {}).eval()
-        written = predict.write_submissions(model, task, prepared, tmp_path, eval_tokens=2048, max_tokens=512)
+        written = write_submissions(model, task, prepared, tmp_path, eval_tokens=2048, max_tokens=512)
         assert [path.name for path in written] == files
         for path, split in zip(written, task.test):
             header, *lines = path.read_text().splitlines()

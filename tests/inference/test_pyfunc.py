@@ -8,6 +8,7 @@ import mlflow
 import pandas as pd
 import pytest
 import torch
+from helpers.batches import packed
 
 from lightning_glue import config
 from lightning_glue.errors import UserError
@@ -36,7 +37,7 @@ def served(name: str, bpe_dir: Path, folder: Path) -> tuple[pd.DataFrame, torch.
         first, *rest = (start.tokenizer.encode([text.strip()])[0].tolist() for text in row)  # each ends with </s>
         ids = [0, *first] + [token for part in rest for token in (2, *part)]
         with torch.no_grad():
-            outputs.append(stock_logits(model, torch.tensor([ids]))[0])
+            outputs.append(stock_logits(model, packed(ids))[0])
     columns = ["text", "text_pair"][: task.num_texts]
     return mlflow.pyfunc.load_model(str(folder)).predict(FRAME[columns]), torch.stack(outputs)
 
@@ -91,7 +92,7 @@ def test_texts_are_cut_as_the_run_cut_them(
     answer = mlflow.pyfunc.load_model(str(tmp_path)).predict(pd.DataFrame({"text": [text]}))
     ids = [0, *start.tokenizer.encode([text])[0].tolist()]
     with torch.no_grad():
-        shares = stock_logits(model, torch.tensor([[*ids[: limit - 1], 2]])).softmax(-1)[0]
+        shares = stock_logits(model, packed([*ids[: limit - 1], 2])).softmax(-1)[0]
     found = answer[[f"probability_{label}" for label in task.labels]].to_numpy()[0]
     assert found == pytest.approx(shares.numpy(), abs=1e-6)
 

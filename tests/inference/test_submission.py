@@ -11,7 +11,7 @@ from lightning_glue import config
 from lightning_glue.data import binarize
 from lightning_glue.data.binarize import Prepared
 from lightning_glue.errors import UserError
-from lightning_glue.inference import predict
+from lightning_glue.inference import submission
 from lightning_glue.model import pretrained
 from lightning_glue.model.roberta import build_model
 from lightning_glue.tasks import TASKS
@@ -42,7 +42,7 @@ def submit(name: str, prepared: Prepared, bpe_dir: Path, out: Path, **weights: f
         torch.nn.init.constant_(
             model.classification_heads["sentence_classification_head"].out_proj.bias, weights["bias"]
         )
-    written = predict.write_submissions(model, task, prepared, out, eval_tokens=2048, max_tokens=512)
+    written = submission.write_submissions(model, task, prepared, out, eval_tokens=2048, max_tokens=512)
     return [line.split("\t")[0] for line in written[-1].read_text(encoding="utf-8").splitlines()]
 
 
@@ -52,7 +52,7 @@ def test_the_index_is_copied(name: str, indices: list[str], bpe_dir: Path, tmp_p
     prepared = prepare(name, indices, bpe_dir, tmp_path)
     (tmp_path / "glue").rename(tmp_path / "elsewhere")  # the cache holds all that a prediction needs
     task = TASKS[name]
-    lines = predict.submission_lines(task, torch.eye(3, task.num_outputs), prepared.index(task.test[-1].name))
+    lines = submission.submission_lines(task, torch.eye(3, task.num_outputs), prepared.index(task.test[-1].name))
     assert lines == ["index\tprediction\n", *(f"{i}\t{label}\n" for i, label in zip(indices, _labels(name)))]
 
 

@@ -18,13 +18,15 @@ import pytest
 import pytorch_lightning as pl
 import torch
 from fairseq.criterions.sentence_prediction import SentencePredictionConfig, SentencePredictionCriterion
+from helpers.batches import packed
 from torch.utils.data import DataLoader
 
 from lightning_glue import config
 from lightning_glue.data import sources
-from lightning_glue.data.batching import MicroBatch
-from lightning_glue.data.binarize import Prepared, prepare, read_label_symbols
+from lightning_glue.data.batching import MicroBatch, padded
+from lightning_glue.data.binarize import Prepared, prepare
 from lightning_glue.data.datamodule import TokenizedSplit, load_split
+from lightning_glue.data.labels import read_label_symbols
 from lightning_glue.errors import UserError
 from lightning_glue.export.fairseq import export
 from lightning_glue.model import pretrained
@@ -69,12 +71,12 @@ def test_loss_and_gradients_equal_fairseqs_criterion(name: str, cache: Path, glu
     theirs = copy.deepcopy(ours)
     batch = split[MicroBatch(np.arange(16), 1 / 16)]
 
-    loss = (task_loss(logits(ours, batch["tokens"]), batch["targets"]).sum()) * batch["scale"]
+    loss = (task_loss(logits(ours, batch), batch["targets"]).sum()) * batch["loss_weight"]
     loss.backward()
 
     settings = SentencePredictionConfig(classification_head_name=HEAD, regression_target=task.is_regression)
     criterion = SentencePredictionCriterion(settings, SimpleNamespace(label_dictionary=None, target_dictionary=None))
-    sample = {"net_input": {"src_tokens": batch["tokens"]}, "target": batch["targets"], "ntokens": 1}
+    sample = {"net_input": {"src_tokens": padded(batch)}, "target": batch["targets"], "ntokens": 1}
     their_loss, sample_size, _ = criterion(theirs, sample)
     (their_loss / sample_size).backward()
 
@@ -186,8 +188,8 @@ def test_minilm_equals_the_bert_it_comes_from() -> None:
     tokens = torch.tensor([[0, *ids.tolist()]])
     features = model.encoder.extract_features(tokens)[0][0]
 
-    weights = load_file(pretrained._minilm_folder() / "model.safetensors")
-    vocabulary = (pretrained._minilm_folder() / "vocab.txt").read_text(encoding="utf-8").split("\n")
+    weights = load_file(sources.minilm_folder() / "model.safetensors")
+    vocabulary = (sources.minilm_folder() / "vocab.txt").read_text(encoding="utf-8").split("\n")
     names = {"<s>": "[CLS]", "</s>": "[SEP]"}
     symbols = ["<s>", "<pad>", "</s>", "<unk>", *start.tokenizer.symbols]
     words = [names.get(symbols[i], symbols[i]) for i in tokens[0].tolist()]
@@ -224,7 +226,7 @@ def bert_features(weights: dict[str, torch.Tensor], ids: list[int]) -> torch.Ten
 
 def test_only_the_lm_head_goes_without_gradient(bpe_dir: Path) -> None:
     model = build_model(tiny(bpe_dir), 2, {})
-    task_loss(logits(model, torch.tensor([[0, 5, 2]])), torch.tensor([1])).sum().backward()
+    task_loss(logits(model, packed([0, 5, 2])), torch.tensor([1])).sum().backward()
     unused = [name for name, parameter in model.named_parameters() if parameter.grad is None]
     frozen = [name for name, parameter in model.named_parameters() if not parameter.requires_grad]
     assert unused == frozen
@@ -275,7 +277,7 @@ def test_the_length_is_at_most_the_positions(held: int, asked: int, limit: int, 
         with pytest.raises(UserError, match=rf"data\.max_tokens={tokens}, but the model has {held} positions"):
             token_limit(model, tokens)
     with torch.no_grad():
-        longest = torch.tensor([[0, *[5] * (held - 2), 2]])
+        longest = packed([0, *[5] * (held - 2), 2])
         torch.testing.assert_close(logits(model, longest), stock_logits(model, longest))
 
 
@@ -293,7 +295,7 @@ def test_a_run_is_cut_to_the_models_positions(bpe_dir: Path, cache: Path, tmp_pa
     chosen = config.compose(given, task="SST-2", model=str(tmp_path / "short.pt"))
     module, data, _ = build(chosen)
     assert data.max_tokens == data.splits["train"].lengths.max() == 128
-    module.model(data.splits["train"][MicroBatch(np.arange(2), 1.0)]["tokens"], features_only=True)
+    stock_logits(module.model, data.splits["train"][MicroBatch(np.arange(2), 1.0)])
     announce(chosen, data, None, None)
     assert "cut to the 128 positions that the model has" in capsys.readouterr().out
     chosen.data.max_tokens = 300

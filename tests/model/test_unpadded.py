@@ -7,11 +7,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from helpers.batches import packed
+from torch._subclasses.fake_tensor import DynamicOutputShapeException, FakeTensorMode
 
 from lightning_glue.data import binarize
-from lightning_glue.data.batching import MicroBatch, train_batches
+from lightning_glue.data.batching import MicroBatch, Packed, train_batches
 from lightning_glue.data.datamodule import load_split
-from lightning_glue.data.tokenizer import EOS, PAD
+from lightning_glue.data.tokenizer import EOS
 from lightning_glue.model import roberta as models
 from lightning_glue.model import unpadded
 from lightning_glue.model.dropout import dropout
@@ -38,25 +40,24 @@ def random_model(start: Pretrained, **changes: float) -> models.RobertaModel:
     return model
 
 
-def batch(lengths: list[int], words: int = 1000) -> torch.Tensor:
-    """Random right-padded ids, ``<s> ... </s>``."""
-    tokens = torch.full((len(lengths), max(lengths)), PAD)
-    for row, length in enumerate(lengths):
-        tokens[row, :length] = torch.randint(4, words, (length,))
-        tokens[row, 0], tokens[row, length - 1] = 0, EOS
-    return tokens
+def batch(lengths: list[int], words: int = 1000) -> Packed:
+    """Random ids, ``<s> ... </s>``."""
+    rows = [torch.randint(4, words, (length,)) for length in lengths]
+    for row in rows:
+        row[0], row[-1] = 0, EOS
+    return packed(*rows)
 
 
-def outputs_and_gradients(model: models.RobertaModel, tokens: torch.Tensor, *, stock: bool):
+def outputs_and_gradients(model: models.RobertaModel, tokens: Packed, *, stock: bool):
     model.zero_grad()
     outputs = (models.stock_logits if stock else models.logits)(model, tokens)
-    models.task_loss(outputs, torch.arange(len(tokens)) % outputs.shape[-1]).mean().backward()
+    models.task_loss(outputs, torch.arange(len(outputs)) % outputs.shape[-1]).mean().backward()
     gradients = {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
     return outputs.detach(), gradients
 
 
-def assert_equal_to_stock(model: models.RobertaModel, tokens: torch.Tensor) -> None:
-    assert unpadded.supports(model)
+def assert_equal_to_stock(model: models.RobertaModel, tokens: Packed) -> None:
+    assert model.runs_unpadded
     theirs, their_gradients = outputs_and_gradients(model, tokens, stock=True)
     ours, our_gradients = outputs_and_gradients(model, tokens, stock=False)
     torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-5)
@@ -82,7 +83,7 @@ def test_real_batches_through_pretrained_weights(minilm: Pretrained, glue_dir: P
     train = load_split(task, task.splits[0], prepared.directory, 512)
     model = models.build_model(minilm, 2, NO_DROPOUT).train()
     for rows in train_batches(train.lengths, 16, seed=1, epoch=0, pool=1)[:2]:
-        assert_equal_to_stock(model, train[MicroBatch(rows, 1.0)]["tokens"])
+        assert_equal_to_stock(model, train[MicroBatch(rows, 1.0)])
 
 
 def test_bf16_stays_as_near_to_float32_as_stock_does(minilm: Pretrained) -> None:
@@ -97,9 +98,21 @@ def test_bf16_stays_as_near_to_float32_as_stock_does(minilm: Pretrained) -> None
 
 def test_models_that_differ_from_roberta_go_through_fairseqs_forward(minilm: Pretrained) -> None:
     model = random_model(minilm, **SMALL, **NO_DROPOUT, encoder_normalize_before=True, encoder_layerdrop=0.1).eval()
-    assert not unpadded.supports(model)
+    assert not model.runs_unpadded
     tokens = batch([9, 5])
     assert torch.equal(models.logits(model, tokens), models.stock_logits(model, tokens))
+
+
+def test_a_step_reads_no_value_of_its_batch(minilm: Pretrained) -> None:
+    """On a GPU the host would wait for it. Of tensors without values whatever reads one (nonzero, item) raises."""
+    model = random_model(minilm, **SMALL).train()
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        tokens, lengths = torch.empty(40 + 9 + 17, dtype=torch.int64), torch.empty(3, dtype=torch.int64)
+        features = unpadded.features(model, Packed(tokens=tokens, lengths=lengths, longest=40))
+        assert features.shape == (3, 64)
+        features.sum().backward()
+        with pytest.raises(DynamicOutputShapeException):
+            tokens.nonzero()
 
 
 @pytest.mark.parametrize("p", [0.1, 0.5, 0.013])
@@ -126,7 +139,8 @@ def test_dropout_moves_the_outputs_as_fairseqs_does(minilm: Pretrained) -> None:
     """Over many draws the outputs have the same mean and spread, so no place of dropout is missing or doubled."""
     places = {"dropout": 0.2, "attention_dropout": 0.2, "activation_dropout": 0.2, "pooler_dropout": 0.2}
     model = random_model(minilm, **SMALL, **places).train()
-    tokens = batch([12, 7]).repeat(1500, 1)
+    rows = batch([12, 7])["tokens"].split([12, 7])
+    tokens = packed(*rows * 1500)
     torch.manual_seed(0)
     with torch.no_grad():
         ours = models.logits(model, tokens).view(1500, 2, 3)

@@ -18,6 +18,7 @@ from helpers.project import ROOT, run, torture
 
 from lightning_glue import config
 from lightning_glue.data import binarize, sources
+from lightning_glue.data.labels import read_label_symbols
 from lightning_glue.errors import UserError
 from lightning_glue.export.fairseq import export
 from lightning_glue.inference import predict
@@ -37,7 +38,7 @@ def export_random(name: str, bpe_dir: Path, cache: Path, out: Path) -> Path:
     start = pretrained.load_pretrained("random", "gpt2", str(bpe_dir), architecture)
     prepared = binarize.prepare(task, sources.glue_directory(task, "sample", None), start.tokenizer, cache)
     pl.seed_everything(0, verbose=False)
-    symbols = [] if task.is_regression else binarize.read_label_symbols(prepared.directory)
+    symbols = [] if task.is_regression else read_label_symbols(prepared.directory)
     return export(build_model(start, task.num_outputs, {}), task, start.tokenizer, symbols, 0, out)
 
 
@@ -150,7 +151,7 @@ def exported(cache: Path, bpe_dir: Path, tmp_path: Path) -> FineTuned:
         "trainer.precision=bf16-mixed",
     )
     module, data, start = build(chosen)
-    symbols = binarize.read_label_symbols(data.prepared.directory)
+    symbols = read_label_symbols(data.prepared.directory)
     export(module.model, module.task, start.tokenizer, symbols, 0, tmp_path / "model", settings(chosen, data))
     return load_fine_tuned(tmp_path / "model")
 
