@@ -16,7 +16,6 @@ import lzma
 import os
 import shutil
 import socket
-import sys
 import tarfile
 import time
 import urllib.error
@@ -28,6 +27,7 @@ from pathlib import Path, PurePosixPath
 from typing import IO
 
 from lightning_glue.errors import UserError
+from lightning_glue.utils.console import ProgressLines, draws_bars
 from lightning_glue.utils.digests import file_sha256
 from lightning_glue.utils.files import CANNOT_WRITE, cannot_write, locked, new_folder, sync
 from lightning_glue.utils.redact import first_line, hide_secrets
@@ -38,6 +38,7 @@ ATTEMPTS = 6  # connections per download before giving up
 DELAY = 1.0  # seconds before the second connection, doubled each time
 TIMEOUT = 30.0  # seconds without a byte
 _CHUNK = 1 << 20
+_LINE_SECONDS = 15.0  # between two lines that say how far a download is
 _RETRIED_STATUS = frozenset({408, 416, 429, 500, 502, 503, 504})
 
 
@@ -225,13 +226,15 @@ def _write_text(path: Path, text: str) -> None:
 
 @contextlib.contextmanager
 def _progress(label: str) -> Iterator[Callable[[int, int | None], None]]:
-    """Yield ``update(done, total)`` in bytes: a bar on a terminal, else one log line at start and end."""
-    if not sys.stderr.isatty():
+    """Yield ``update(done, total)`` in bytes: a bar on a terminal, else a line at start and end and some between."""
+    if not draws_bars():
         done_bytes = 0
+        lines = ProgressLines(label, lambda size: f"{size / 1e6:.1f} MB", _LINE_SECONDS)
 
         def note(done: int, total: int | None) -> None:
             nonlocal done_bytes
             done_bytes = done
+            lines.update(done, total)
 
         log.info("downloading %s", label)
         yield note

@@ -22,7 +22,6 @@ import fcntl
 import json
 import os
 import re
-import sys
 import time
 import zlib
 from collections.abc import Iterator
@@ -34,7 +33,7 @@ from lightning_glue.errors import UserError
 from lightning_glue.tracking.state import State
 from lightning_glue.utils import files
 from lightning_glue.utils.console import command
-from lightning_glue.utils.redact import hide_secrets
+from lightning_glue.utils.logs import log
 
 Record = dict[str, Any]
 JOURNALS = "mlruns/.journal"  # where they are unless tracking.journal says otherwise
@@ -46,10 +45,10 @@ _said: set[str] = set()
 
 
 def warn(text: str) -> None:
-    """Say something on stderr, once in the life of this process."""
+    """Say something, once in the life of this process."""
     if text not in _said:
         _said.add(text)
-        print(f"warning: {hide_secrets(text)}", file=sys.stderr, flush=True)
+        log.warning("%s", text)
 
 
 def encode(record: Record) -> bytes:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import shutil
-import sys
 import time
 import uuid
 from pathlib import Path
@@ -24,6 +23,7 @@ from lightning_glue.training.callbacks import BestEvaluation, dev_metrics
 from lightning_glue.training.distributed import Vote
 from lightning_glue.training.preemption import Preemption, Stopped
 from lightning_glue.utils import files
+from lightning_glue.utils.logs import log
 
 RECORD = "lightning_glue"  # key of a checkpoint's plain values: configuration, data digests, run
 POSITION = "position"
@@ -209,10 +209,11 @@ class Checkpoints(Checkpoint):
                 _link(self.folder / _named(step), self.folder / _BEST)
                 self._tell(trainer, _BEST)
             else:
-                print(
-                    f"warning: {self.folder / _BEST} of step {step}, the best so far, is gone or damaged; restore it: "
+                log.warning(
+                    "%s of step %d, the best so far, is gone or damaged; restore it: "
                     "unless a better evaluation follows, the run will fail at its end",
-                    file=sys.stderr,
+                    self.folder / _BEST,
+                    step,
                 )
         self._remove_superfluous(trainer, told=set())
 

@@ -33,6 +33,7 @@ from lightning_glue.training.preemption import INHERITED
 from lightning_glue.utils import files
 from lightning_glue.utils.digests import file_sha256
 from lightning_glue.utils.launch import is_distributed_child, launch
+from lightning_glue.utils.logs import log
 from lightning_glue.utils.paths import checkpoint_name, local_folder, sqlite_file
 from lightning_glue.utils.redact import first_line
 
@@ -127,7 +128,7 @@ def _find(reference: str, config: Config) -> Resume | None:
         try:
             return _of_run(run_id, config)
         except PassedOver as reason:
-            print(f"--resume auto passes over a run: {reason}", flush=True)
+            log.info("--resume auto passes over a run: %s", reason)
         except UserError as error:
             raise UserError(f"--resume auto: {error}") from None
     return None

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import signal
-import sys
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -15,6 +14,7 @@ from lightning_glue.config import Config, TuneConfig
 from lightning_glue.errors import UserError, suggest
 from lightning_glue.tasks import TRAINABLE, get_task
 from lightning_glue.utils.console import command
+from lightning_glue.utils.logs import log
 from lightning_glue.utils.quick_imports import quick_imports
 from lightning_glue.utils.redact import hide_secrets
 
@@ -247,7 +247,7 @@ def keep_recipe(search: Search, study: SharedStudy, best: FrozenTrial) -> bool:
             value=best.value, trials=done,
         )  # fmt: skip
     except OSError as error:
-        print(f"warning: the best recipe cannot be kept: {error.filename}: {error.strerror}", file=sys.stderr)
+        log.warning("the best recipe cannot be kept: %s: %s", error.filename, error.strerror)
         return False
     return True
 

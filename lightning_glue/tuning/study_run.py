@@ -18,6 +18,7 @@ from optuna.trial import FrozenTrial, TrialState
 
 from lightning_glue.tracking import provenance
 from lightning_glue.utils.files import new_file
+from lightning_glue.utils.logs import log
 from lightning_glue.utils.redact import first_line, hide_secrets
 
 if TYPE_CHECKING:
@@ -98,7 +99,7 @@ class StudyTracking:
             try:
                 journal.append({"tags": tags})
             except OSError as error:  # a full disk; it says so itself where it matters
-                warnings.warn(f"journal {folder} lacks {tags}: {first_line(error)}", stacklevel=1)
+                log.warning("journal %s lacks %s: %s", folder, tags, first_line(error))
             finally:
                 journal.close()
             watch(folder)
@@ -120,7 +121,7 @@ class StudyTracking:
                     keep(folder / f"{name}.png", data)
         except Exception as error:  # of a plot; it may not end the study
             seconds = 0.0
-            warnings.warn(f"no figures of study {self.study.name}: {first_line(error)}", stacklevel=1)
+            log.warning("no figures of study %s: %s", self.study.name, first_line(error))
         self._next = time.monotonic() + max(_REFRESH_SECONDS, seconds / _SHARE)
         self._drawing = None
 
