@@ -10,6 +10,7 @@ import selectors
 import shutil
 import signal
 import statistics
+import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
@@ -104,7 +105,9 @@ class Controller:
         Raises:
             UserError: a training says that the user has made a mistake, or trial after trial fails.
         """
-        previous = {number: signal.signal(number, self._stop) for number in (signal.SIGINT, signal.SIGTERM)}
+        previous = {}
+        if threading.current_thread() is threading.main_thread():
+            previous = {number: signal.signal(number, self._stop) for number in (signal.SIGINT, signal.SIGTERM)}
         try:
             while not self.stopped_by and self._assign():
                 for key, _ in self.selector.select(timeout=0.5):

@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -133,9 +134,25 @@ def keep(path: Path, data: bytes) -> None:
 
 def draw(study: optuna.Study, metric: str) -> tuple[dict[str, bytes], float]:
     """Optuna's plots as PNG files, by name, those it has enough trials for; and the seconds they took."""
+    with drawing_without_a_screen():
+        return _draw(study, metric)
+
+
+@contextmanager
+def drawing_without_a_screen() -> Iterator[None]:
+    """Within, matplotlib draws into memory; afterwards as before, in a notebook for instance."""
     import matplotlib
 
+    before = matplotlib.get_backend(auto_select=False)
     matplotlib.use("Agg")
+    try:
+        yield
+    finally:
+        if before:
+            matplotlib.use(before)
+
+
+def _draw(study: optuna.Study, metric: str) -> tuple[dict[str, bytes], float]:
     from matplotlib import pyplot
     from optuna.visualization import matplotlib as plots
 
