@@ -29,7 +29,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any
 
-from lightning_glue.errors import UserError
+from lightning_glue.errors import TrackingError
 from lightning_glue.tracking.state import State
 from lightning_glue.utils import files
 from lightning_glue.utils.console import command
@@ -377,7 +377,7 @@ def delivered_run(run: str, root: Path = Path(JOURNALS)) -> str:
         return run
     run_id = State(folder).run_id
     if not run_id:
-        raise UserError(f"run {run} has not reached MLflow yet; {sync_command(run, root)} delivers it")
+        raise TrackingError(f"run {run} has not reached MLflow yet; {sync_command(run, root)} delivers it")
     return run_id
 
 

@@ -14,7 +14,7 @@ from pytorch_lightning.loggers.logger import Logger
 from pytorch_lightning.utilities import rank_zero_only
 
 from lightning_glue.data.binarize import SplitInfo
-from lightning_glue.errors import UserError
+from lightning_glue.errors import TrackingError
 from lightning_glue.tracking.courier import undelivered
 from lightning_glue.tracking.journal import (
     JOURNALS,
@@ -158,7 +158,7 @@ class MLflowTracker(Logger):
                 sync(self._root)
         except OSError as error:
             self._discard()
-            raise UserError(f"cannot write the journal {folder}: {error.strerror}; see tracking.journal") from None
+            raise TrackingError(f"cannot write the journal {folder}: {error.strerror}; see tracking.journal") from None
         return folder
 
     def _reopen(self, folder: Path, tags: Mapping[str, str]) -> None:
@@ -168,11 +168,11 @@ class MLflowTracker(Logger):
             self._journal = Journal(folder)
             records = self._journal.read()
         except OSError as error:
-            raise UserError(f"cannot use the journal {folder}: {error.strerror}") from None
+            raise TrackingError(f"cannot use the journal {folder}: {error.strerror}") from None
         if final_status(records) == "FINISHED":
-            raise UserError(f"run {State(folder).run_id or folder.name} is finished; there is nothing to resume")
+            raise TrackingError(f"run {State(folder).run_id or folder.name} is finished; there is nothing to resume")
         if loss := Stores().loss(folder):
-            raise UserError(f"run {State(folder).run_id} {loss}; or start a new run without --resume")
+            raise TrackingError(f"run {State(folder).run_id} {loss}; or start a new run without --resume")
         points = [point for record, _ in records for point in record.get("metrics", ())]
         self._remember((key, step, value) for key, value, _time, step in points)
         self._append({"resume": {"time": now(), "tags": _shown(tags), "uri": self._given}})
@@ -190,7 +190,7 @@ class MLflowTracker(Logger):
                     self._locks = attempt.pop_all()
                     return
             if time.monotonic() > deadline:
-                raise UserError(f"run {State(folder).run_id or folder.name} is being trained by another process")
+                raise TrackingError(f"run {State(folder).run_id or folder.name} is being trained by another process")
             time.sleep(0.05)
 
     def _watch(self) -> None:
@@ -212,7 +212,7 @@ class MLflowTracker(Logger):
             error = str(self._state.error)
             if self._made:
                 self._discard()
-            raise UserError(
+            raise TrackingError(
                 f"MLflow at {hide_secrets(self.uri)} cannot be used: {hide_secrets(error)}; {advice(self.uri, error)}"
             )
         self._run_name = self._state.run_name or self._run_name
@@ -225,7 +225,7 @@ class MLflowTracker(Logger):
         if trouble:
             self._append({"status": ["FAILED", now()]})
             self._locks.close()
-            raise UserError(
+            raise TrackingError(
                 f"run {self.run_id}: MLflow at {hide_secrets(str(self.uri))} wants its artifacts in {store}, and that "
                 f"cannot be written here: {trouble}; where it is a folder of the server's machine, start the server "
                 "with --serve-artifacts, and use another tracking.experiment"
@@ -246,7 +246,7 @@ class MLflowTracker(Logger):
         try:
             self._journal.append(record)
         except OSError as error:
-            raise UserError(
+            raise TrackingError(
                 f"cannot write the journal {self._journal.folder}: {error.strerror}; nothing before is lost: free "
                 f"space, then --resume {self.run_id}"
             ) from None
@@ -366,7 +366,7 @@ class MLflowTracker(Logger):
         except OSError as error:
             if writing and error.errno not in CANNOT_WRITE:
                 raise  # of what the caller reads
-            raise UserError(f"cannot write {folder}: {error.strerror}; free space or get rights there") from error
+            raise TrackingError(f"cannot write {folder}: {error.strerror}; free space or get rights there") from error
         for path in sorted(folder.rglob("*")):
             if path.is_file():
                 self.log_artifact(str(path.relative_to(self._artifacts)))

@@ -15,7 +15,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from lightning_glue.errors import TrackingError, UserError
+from lightning_glue.errors import TrackingError
 from lightning_glue.tasks import Task, get_task
 from lightning_glue.utils.paths import local_folder
 from lightning_glue.utils.redact import first_line, hide_secrets
@@ -68,7 +68,7 @@ def difference(one: dict[str, str], other: dict[str, str]) -> str:
 def score(run: Run, task: Task) -> float:
     name = f"best/{task.selection_metric}"
     if name not in run.data.metrics:
-        raise UserError(f"run {run.info.run_id} has no metric {name}: it was not trained to its end")
+        raise TrackingError(f"run {run.info.run_id} has no metric {name}: it was not trained to its end")
     return run.data.metrics[name]
 
 
@@ -140,14 +140,14 @@ def register(client: MlflowClient, run_id: str) -> tuple[str, str, str]:
     """
     run = client.get_run(run_id)
     if run.info.status != "FINISHED" or "task.name" not in run.data.params:
-        raise UserError(f"run {run_id} is {run.info.status}; only a finished training can be registered")
+        raise TrackingError(f"run {run_id} is {run.info.status}; only a finished training can be registered")
     task = get_task(run.data.params["task.name"])
     score(run, task)
     lost = [name for name, value in run.data.metrics.items() if name.startswith("best/") and not math.isfinite(value)]
     if lost:
-        raise UserError(f"run {run_id}: {lost[0]} is no finite number, so the training diverged; not registered")
+        raise TrackingError(f"run {run_id}: {lost[0]} is no finite number, so the training diverged; not registered")
     if not client.list_artifacts(run_id, _EXPORT):
-        raise UserError(f"run {run_id} has no folder {_EXPORT!r}: train with tracking.checkpoints=true")
+        raise TrackingError(f"run {run_id} has no folder {_EXPORT!r}: train with tracking.checkpoints=true")
     name = task.experiment + ("-sample" if run.data.params.get("data.source") == "sample" else "")
     version = _version_of(client, name, run_id) or _new_version(client, name, run, task)
     return name, version.version, promote(client, name, version, task)

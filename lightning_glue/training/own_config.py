@@ -7,7 +7,7 @@ from typing import Any
 
 from lightning_glue import config as configuration
 from lightning_glue.config import Config
-from lightning_glue.errors import UserError
+from lightning_glue.errors import ConfigError
 
 
 def continued(reference: str, own: dict[str, Any], present: Config, given: set[str]) -> Config:
@@ -27,7 +27,9 @@ def continued(reference: str, own: dict[str, Any], present: Config, given: set[s
     identity = configuration.identity(configuration.unflatten(own))
     for key in given & asked.keys():
         if key in identity and shown[key] != own[key]:
-            raise UserError(f"--resume {reference}: {key}={asked[key]} contradicts the run's {own[key]}; leave it out")
+            raise ConfigError(
+                f"--resume {reference}: {key}={asked[key]} contradicts the run's {own[key]}; leave it out"
+            )
     here = {key: asked[key] for key in given & asked.keys()}
     for key in ("data.glue_dir", "data.bpe_dir"):  # the run may have begun on another machine, or elsewhere on this one
         if own.get(key) and not Path(own[key]).expanduser().is_dir():
