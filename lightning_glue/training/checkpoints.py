@@ -16,7 +16,7 @@ from pytorch_lightning.callbacks import Checkpoint
 from pytorch_lightning.plugins import TorchCheckpointIO
 from pytorch_lightning.trainer.states import TrainerFn
 
-from lightning_glue.errors import UserError
+from lightning_glue.errors import CheckpointError, UserError
 from lightning_glue.model.checkpoint_file import safe_load
 from lightning_glue.tracking.logger import MLflowTracker
 from lightning_glue.training.callbacks import BestEvaluation, dev_metrics
@@ -62,7 +62,7 @@ class AtomicCheckpointIO(TorchCheckpointIO):
             fault = _disk_fault(error)
             if fault is None:
                 raise
-            raise UserError(
+            raise CheckpointError(
                 f"cannot write the checkpoint {target}: {fault.strerror}; the one before is whole: free space, then "
                 f"--resume {checkpoint[RECORD]['run_id']}"
             ) from None
@@ -225,7 +225,9 @@ class Checkpoints(Checkpoint):
         path = self.folder / _BEST
         checkpoint = safe_load(path)
         if checkpoint.get("global_step") != self.best.step:
-            raise UserError(f"{path} is of step {checkpoint.get('global_step')}, not of the best, {self.best.step}")
+            raise CheckpointError(
+                f"{path} is of step {checkpoint.get('global_step')}, not of the best, {self.best.step}"
+            )
         return checkpoint["state_dict"]
 
     def save_last(self, trainer: pl.Trainer) -> None:
