@@ -109,7 +109,8 @@ def fit(
     It does what ``python -m lightning_glue.train`` does, in this process. Several GPUs or processes are workers
     started for it, whatever this process is (a script, a notebook); under torchrun or srun it is their processes.
     Ctrl-C, SIGTERM and a closed terminal end it after the step, with a checkpoint, where it runs in the main thread;
-    in another thread no signal handler is touched. One training at a time in a process.
+    in another thread no signal handler is touched. One training at a time in a process. What another process than the
+    first of torchrun's or srun's gets has metrics alone.
 
     Args:
         task: CoLA, SST-2, MRPC, STS-B, QQP, MNLI, QNLI, RTE or WNLI; may be left out with an ``experiment``, or where
@@ -204,11 +205,13 @@ def _train(config: Config, resume: str | None, verbose: bool) -> Run:
     caller = FitCaller(resume, verbose)
     try:
         done = fit_here(config, caller)
+        return Run(done.run_id, done.metrics, done.folder)
     except SystemExit as stop:
-        if not isinstance(stop.code, int) or stop.code <= 128:
-            raise UserError(f"the training ended with exit code {stop.code}") from stop
-        raise Interrupted(how_to_go_on(signal.Signals(stop.code - 128).name, caller.run_id), caller.run_id) from None
-    return Run(done.run_id, done.metrics, done.folder)
+        code = stop.code
+    if not isinstance(code, int) or 0 < code <= 128:
+        raise UserError(f"the training ended with exit code {code}")
+    cause = signal.Signals(code - 128).name if code else "process 0"  # whom the other processes follow
+    raise Interrupted(how_to_go_on(cause, caller.run_id), caller.run_id)
 
 
 def load(run: Run | str | os.PathLike[str], *, uri: str | None = None, device: str | None = None) -> Model:

@@ -28,6 +28,7 @@ from helpers.project import run as run_command
 import lightning_glue as lg
 from lightning_glue import api
 from lightning_glue.inference import text_model
+from lightning_glue.training.preemption import Preemption
 
 TINY: dict[str, Any] = {"model": "tiny", "data": "sample", "gpus": 0}
 TEXTS = ["A man sleeps.", " It rained all day. ", "x " * 900, ""]
@@ -262,6 +263,16 @@ def test_ctrl_c_saves_and_the_run_goes_on(folder: Path) -> None:
         lg.fit(resume=run_id, seed=7)
     assert lg.fit(resume=run_id).id == run_id
     assert client.get_run(run_id).info.status == "FINISHED"
+
+
+def test_a_second_ctrl_c_interrupts_at_once_and_does_not_exit() -> None:
+    with pytest.raises(KeyboardInterrupt), Preemption() as preemption:
+        preemption.exits = False
+        os.kill(os.getpid(), signal.SIGINT)
+        time.sleep(0.4)  # what comes sooner is the same request
+        assert preemption.received == signal.SIGINT
+        os.kill(os.getpid(), signal.SIGINT)
+        time.sleep(1)
 
 
 NOTEBOOK = """

@@ -46,7 +46,7 @@ class FitCaller(Caller):
     def built(self, training: Training) -> None:
         from lightning_glue.training.resume import check_data
 
-        self.training = training
+        self.training, training.preemption.exits = training, False
         if is_distributed_child():
             return
         if self.shows:
