@@ -210,7 +210,7 @@ def test_models_that_are_not_there_are_named(folder: Path, tmp_path: Path) -> No
     with pytest.raises(lg.TrackingError, match="names no model"):
         lg.load("models:/glue-rte")
     (tmp_path / "x.ckpt").write_bytes(b"nothing")
-    with pytest.raises(lg.UserError, match=r"x\.ckpt is no readable checkpoint"):
+    with pytest.raises(lg.UserError, match=r"x\.ckpt is damaged or holds more"):
         lg.load(tmp_path / "x.ckpt")
     with pytest.raises(lg.ConfigError, match="expected cpu"):
         lg.load(tmp_path, device="tpu")
@@ -255,7 +255,7 @@ def test_ctrl_c_saves_and_the_run_goes_on(folder: Path) -> None:
     thread = threading.Thread(target=interrupt, daemon=True)
     thread.start()
     with pytest.raises(KeyboardInterrupt, match='fit.resume="') as stopped:
-        lg.fit("SST-2", **TINY, max_epochs=2, checkpoint_every_steps=1)
+        lg.fit("SST-2", **TINY, max_epochs=1, checkpoint_every_steps=5)
     assert isinstance(stopped.value, lg.Interrupted) and state()["handlers"] == before
     client, run_id = mlflow.MlflowClient(f"sqlite:///{folder / 'mlflow.db'}"), stopped.value.run_id
     assert client.get_run(run_id).info.status == "KILLED"
