@@ -10,12 +10,40 @@ class UserError(Exception):
     """A mistake the user can mend: names what was found, what was expected and what to do."""
 
 
+class ConfigError(UserError):
+    """A configuration that cannot be meant: an unknown task, model or key, a value outside its range."""
+
+
+class DataError(UserError):
+    """Texts, labels or their files that are missing, damaged, or not what the task wants."""
+
+
+class CheckpointError(UserError):
+    """A model file or folder that is missing, damaged, or of another kind."""
+
+
+class TrackingError(UserError):
+    """MLflow, or the journal of a run, cannot be used; or a run is not there."""
+
+
 class Diverged(UserError):
     """The weights ceased to be numbers; ``where`` is the step."""
 
     def __init__(self, where: str, lr: float) -> None:
         super().__init__(f"the training diverged at {where}; lower optimizer.lr ({lr:g})")
         self.where = where
+
+
+class Interrupted(KeyboardInterrupt):
+    """A training or a search that a library's caller asked for was told to stop, and did so in order.
+
+    Attributes:
+        run_id: of the run, which is KILLED; empty where there was none yet.
+    """
+
+    def __init__(self, text: str, run_id: str = "") -> None:
+        super().__init__(text)
+        self.run_id = run_id
 
 
 def suggest(found: str, valid: Iterable[str]) -> str:

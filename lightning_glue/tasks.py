@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from lightning_glue.errors import UserError, suggest
+from lightning_glue.errors import ConfigError, suggest
 
 
 @dataclass(frozen=True)
@@ -89,7 +89,7 @@ class Task:
             if split.name == name:
                 return split
         names = [split.name for split in self.splits]
-        raise UserError(f"task {self.name} has no split {name!r}{suggest(name, names)}")
+        raise ConfigError(f"task {self.name} has no split {name!r}{suggest(name, names)}")
 
 
 def _plain(
@@ -159,7 +159,7 @@ TRAINABLE: tuple[str, ...] = tuple(name for name, task in TASKS.items() if task.
 def get_task(name: str) -> Task:
     """Look a task up by its exact GLUE name; a near miss (``sst2``) is named in the error."""
     if name not in TASKS:
-        raise UserError(f"unknown task {name!r}{suggest(name, TASKS)}")
+        raise ConfigError(f"unknown task {name!r}{suggest(name, TASKS)}")
     return TASKS[name]
 
 

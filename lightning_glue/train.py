@@ -5,15 +5,15 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lightning_glue import config as configuration
 from lightning_glue.config import Config
-from lightning_glue.errors import Diverged, UserError
+from lightning_glue.errors import Diverged
 from lightning_glue.tasks import TRAINABLE
 from lightning_glue.training.build import prepared_of
 from lightning_glue.training.messages import announce, quiet, report
+from lightning_glue.training.own_config import continued
 from lightning_glue.training.preemption import end_at_once
 from lightning_glue.training.run import Caller, Training, train
 from lightning_glue.utils.console import Parser, run_main
@@ -68,22 +68,7 @@ def check_arguments(args: argparse.Namespace, own: dict[str, Any]) -> Config:
     given |= {"trainer.gpus"} if args.gpus else set()
     given |= {"trainer.procs"} if args.procs else set()
     given |= {override.partition("=")[0] for override in args.overrides}
-    own = configuration.flatten(configuration.compose()) | own  # keys that are newer than the run
-    present = compose(args)
-    asked, shown = configuration.flatten(present), configuration.recorded(present)
-    identity = configuration.identity(configuration.unflatten(own))
-    for key in given & asked.keys():
-        if key in identity and shown[key] != own[key]:
-            raise UserError(
-                f"--resume {args.resume}: {key}={asked[key]} contradicts the run's {own[key]}; leave it out"
-            )
-    here = {key: asked[key] for key in given & asked.keys()}
-    for key in ("data.glue_dir", "data.bpe_dir"):  # the run may have begun on another machine, or elsewhere on this one
-        if own.get(key) and not Path(own[key]).expanduser().is_dir():
-            here.setdefault(key, asked[key])
-    if asked["tracking.uri"] or "***" in str(own["tracking.uri"]):
-        here["tracking.uri"] = asked["tracking.uri"]  # what was recorded may lack the password
-    return configuration.unflatten(own | here)
+    return continued(args.resume, own, compose(args), given)
 
 
 class CommandLine(Caller):

@@ -9,7 +9,7 @@ from functools import cache
 from typing import Any, TypeVar
 
 from lightning_glue.config.schema import Config, TuneConfig
-from lightning_glue.errors import UserError, suggest
+from lightning_glue.errors import ConfigError, suggest
 
 _Schema = TypeVar("_Schema", Config, TuneConfig)
 _KINDS = {"int": "a whole number", "float": "a number", "bool": "true or false", "string": "a text", "list": "a list"}
@@ -29,7 +29,7 @@ def checked(schema: type[_Schema], values: Mapping[str, Any], prefix: str = "") 
     try:
         found = _validator(schema)(values)  # type: ignore[arg-type]  # mypy asks the instances, not the class, for a hash
     except ValidationError as error:
-        raise UserError(_in_words(dict(error.errors()[0]), values, prefix)) from None
+        raise ConfigError(_in_words(dict(error.errors()[0]), values, prefix)) from None
     _refuse_truth_for_number(found, values, prefix)
     return found
 
@@ -75,4 +75,4 @@ def _refuse_truth_for_number(found: Any, values: Mapping[str, Any], prefix: str)
         if dataclasses.is_dataclass(value) and isinstance(given, Mapping):
             _refuse_truth_for_number(value, given, f"{prefix}{part.name}.")
         elif isinstance(given, bool) and not isinstance(value, bool):
-            raise UserError(f"{prefix}{part.name}={str(given).lower()}; expected a number")
+            raise ConfigError(f"{prefix}{part.name}={str(given).lower()}; expected a number")

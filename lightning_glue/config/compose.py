@@ -9,7 +9,7 @@ from typing import Any
 from lightning_glue.config import paths
 from lightning_glue.config.check import checked
 from lightning_glue.config.schema import Config, TuneConfig, keys
-from lightning_glue.errors import UserError, suggest
+from lightning_glue.errors import ConfigError, suggest
 
 
 def options(group: str) -> list[str]:
@@ -25,16 +25,16 @@ def experiments() -> list[str]:
 
 def _experiment_override(name: str) -> str:
     if name not in experiments():
-        raise UserError(f"unknown experiment {name!r}{suggest(name, experiments())}")
+        raise ConfigError(f"unknown experiment {name!r}{suggest(name, experiments())}")
     package, _, leaf = f"experiments/{name}".rpartition("/")
     return f"+{package}={leaf}"
 
 
 def _choose(group: str, name: str) -> str:
     if group == "task" and name == "AX":
-        raise UserError("AX has no training data: train --task MNLI, then predict AX with it (trainer.predict=true)")
+        raise ConfigError("AX has no training data: train --task MNLI, then predict AX with it (trainer.predict=true)")
     if name not in options(group):
-        raise UserError(f"unknown {group} {name!r}{suggest(name, options(group))}")
+        raise ConfigError(f"unknown {group} {name!r}{suggest(name, options(group))}")
     return f"{group}={name}"
 
 
@@ -45,9 +45,9 @@ def _choose_model(name: str) -> list[str]:
     if "/" in name or name.endswith((".pt", ".ckpt")):
         path = Path(name).expanduser()
         if not path.exists():
-            raise UserError(f"model {name}: no such file or directory")
+            raise ConfigError(f"model {name}: no such file or directory")
         return ["model=roberta.base", f"model.name={quote(path.stem)}", f"model.source={quote(str(path.absolute()))}"]
-    raise UserError(f"unknown model {name!r}{suggest(name, options('model'))}; or the path of a *.pt checkpoint")
+    raise ConfigError(f"unknown model {name!r}{suggest(name, options('model'))}; or the path of a *.pt checkpoint")
 
 
 def quote(value: str) -> str:
@@ -93,7 +93,7 @@ def compose_tune(
     values = _plain(composed)
     tune = checked(TuneConfig, values.pop("tune"), "tune.")
     if tune.space not in tune.spaces:
-        raise UserError(f"unknown tune.space={tune.space}{suggest(tune.space, tune.spaces)}")
+        raise ConfigError(f"unknown tune.space={tune.space}{suggest(tune.space, tune.spaces)}")
     return checked(Config, values), tune
 
 
@@ -122,7 +122,7 @@ def _compose(overrides: list[str], known: list[str]) -> Any:
         with initialize_config_dir(str(paths.CONF), version_base="1.3"):
             return hydra_compose("run", overrides=[search_path, *overrides])
     except (HydraException, OmegaConfBaseException) as error:
-        raise UserError(f"configuration: {_first_line(error)}") from None
+        raise ConfigError(f"configuration: {_first_line(error)}") from None
 
 
 def _plain(composed: Any) -> dict[str, Any]:
@@ -134,7 +134,7 @@ def _plain(composed: Any) -> dict[str, Any]:
         values = OmegaConf.to_container(composed, resolve=True)
     except OmegaConfBaseException as error:
         key = getattr(error, "full_key", None)
-        raise UserError(f"{key or 'configuration'}: {_first_line(error)}") from None
+        raise ConfigError(f"{key or 'configuration'}: {_first_line(error)}") from None
     assert isinstance(values, dict)
     return {str(key): value for key, value in values.items()}
 
@@ -151,10 +151,10 @@ def _check_keys(overrides: list[str], known: list[str]) -> None:
     for override in overrides:
         key, equals, value = override.partition("=")
         if not equals:
-            raise UserError(f"{override!r} is no override; expected key=value, for example optimizer.lr=3e-5")
+            raise ConfigError(f"{override!r} is no override; expected key=value, for example optimizer.lr=3e-5")
         name = key.lstrip("+~")
         if name in groups and value not in options(name):
-            raise UserError(f"unknown {name} {value!r}{suggest(value, options(name))}")
+            raise ConfigError(f"unknown {name} {value!r}{suggest(value, options(name))}")
         if name in known or name.startswith(("experiments", "model.architecture.")):
             continue
-        raise UserError(f"unknown key {name!r}{suggest(name, sorted(known))}")
+        raise ConfigError(f"unknown key {name!r}{suggest(name, sorted(known))}")

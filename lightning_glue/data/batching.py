@@ -14,7 +14,6 @@ import torch
 from torch.utils.data import Sampler
 
 from lightning_glue.data.tokenizer import PAD
-from lightning_glue.errors import UserError
 
 
 @dataclass(frozen=True)
@@ -88,7 +87,7 @@ def split_batch(batch: np.ndarray, lengths: np.ndarray, parts: int) -> list[Micr
 def check_batch_size(batch_size: int, world: int, accumulate: int) -> None:
     """Raise UserError where a batch has fewer examples than the micro-batches it is dealt to."""
     if batch_size < world * accumulate:
-        raise UserError(
+        raise ConfigError(
             f"data.batch_size={batch_size} examples a step cannot be shared by {world} processes x "
             f"trainer.accumulate={accumulate}; raise the batch size to at least {world * accumulate}"
         )

@@ -21,7 +21,7 @@ from lightning_glue.data import mmap_format, reader, sources, tokenizer
 from lightning_glue.data.labels import label_ids, label_symbols
 from lightning_glue.data.reader import OnBadRow, Rows
 from lightning_glue.data.tokenizer import SPECIALS, UNK, Tokenizer
-from lightning_glue.errors import UserError
+from lightning_glue.errors import DataError
 from lightning_glue.tasks import Split, Task
 from lightning_glue.utils import digests
 from lightning_glue.utils.files import discard, leftovers, locked, new_folder, sweep
@@ -121,7 +121,7 @@ def _read_rows(task: Task, root: Path, on_bad_row: OnBadRow, raw: dict[str, str]
     for name, part in rows.items():
         digests.check(Path(part.path), part.sha256, root, root / task.directory)
         if raw and raw[name] != part.sha256:
-            raise UserError(f"{part.path} was written to while it was read; run again")
+            raise DataError(f"{part.path} was written to while it was read; run again")
     return rows
 
 
@@ -145,7 +145,7 @@ def _raw_digests(task: Task, root: Path) -> dict[str, str]:
         try:
             digest = digests.known_sha256(path) if reader.has_split(task, split, root) else None
         except OSError as error:
-            raise UserError(f"cannot read {path}: {error.strerror}") from None
+            raise DataError(f"cannot read {path}: {error.strerror}") from None
         digests.check(path, digest, root, root / task.directory)
         if digest:
             found[split.name] = digest

@@ -16,7 +16,7 @@ from lightning_glue.data.batching import EvalSampler, MicroBatch, Packed, TrainS
 from lightning_glue.data.binarize import Prepared, fairseq_names
 from lightning_glue.data.labels import LabelOrder, read_label_symbols
 from lightning_glue.data.tokenizer import BOS, EOS, SPECIALS
-from lightning_glue.errors import UserError
+from lightning_glue.errors import DataError, UserError
 from lightning_glue.tasks import Split, Task
 from lightning_glue.utils.redact import first_line
 
@@ -119,19 +119,19 @@ def _read_targets(task: Task, directory: Path, name: str) -> np.ndarray:
     try:
         order = LabelOrder(task, tuple(symbols))
     except UserError as error:
-        raise UserError(f"{directory / 'label' / 'dict.txt'}: {error}; {_AGAIN}") from None
+        raise DataError(f"{directory / 'label' / 'dict.txt'}: {error}; {_AGAIN}") from None
     ours = np.full(len(SPECIALS) + len(symbols), -1, dtype=np.int64)
     ours[len(SPECIALS) :] = order.to_fairseq[: len(symbols)]
     ids, lengths = mmap_format.read(directory / "label" / name)
     ids = ids.reshape(-1, 2)[:, 0] if (lengths == 2).all() else np.full(1, len(ours))
     if len(ids) and not 0 <= int(ids.min()) <= int(ids.max()) < len(ours):
-        raise UserError(f"{directory / 'label' / name}.bin holds other ids than its dict.txt; {_AGAIN}")
+        raise DataError(f"{directory / 'label' / name}.bin holds other ids than its dict.txt; {_AGAIN}")
     targets = ours[ids]
     if (targets < 0).any():
         assert task.train  # whose labels are the dictionary
         row, names = int((targets < 0).argmax()) + 1, fairseq_names(task)
         file = next(split.file_name for split in task.splits if names[split.name] == name)
-        raise UserError(f"{task.directory}/{file}: row {row} has a label that no row of {task.train.file_name} has")
+        raise DataError(f"{task.directory}/{file}: row {row} has a label that no row of {task.train.file_name} has")
     return targets
 
 
@@ -139,7 +139,7 @@ def _read_scores(path: Path) -> np.ndarray:
     try:
         return np.array(path.read_text().split(), dtype=np.float32)
     except (OSError, ValueError) as error:
-        raise UserError(f"{path} is no list of scores ({first_line(error)}); {_AGAIN}") from None
+        raise DataError(f"{path} is no list of scores ({first_line(error)}); {_AGAIN}") from None
 
 
 def _read_text(folder: Path, name: str) -> tuple[np.ndarray, np.ndarray]:
@@ -148,11 +148,11 @@ def _read_text(folder: Path, name: str) -> tuple[np.ndarray, np.ndarray]:
     try:
         size = len(SPECIALS) + (folder / "dict.txt").read_bytes().count(b"\n")
     except OSError as error:
-        raise UserError(f"{folder / 'dict.txt'} cannot be read: {error.strerror}; {_AGAIN}") from None
+        raise DataError(f"{folder / 'dict.txt'} cannot be read: {error.strerror}; {_AGAIN}") from None
     if len(ids) and not 0 <= int(ids.min()) <= int(ids.max()) < size:
-        raise UserError(f"{folder / name}.bin holds the id {int(ids.max())}, but dict.txt has {size}; {_AGAIN}")
+        raise DataError(f"{folder / name}.bin holds the id {int(ids.max())}, but dict.txt has {size}; {_AGAIN}")
     if (lengths < 1).any() or (ids[np.cumsum(lengths) - 1] != EOS).any():
-        raise UserError(f"{folder / name}.bin has an example without its end; {_AGAIN}")
+        raise DataError(f"{folder / name}.bin has an example without its end; {_AGAIN}")
     return ids, lengths
 
 
@@ -167,7 +167,7 @@ def load_split(task: Task, split: Split, directory: Path, max_tokens: int) -> To
     targets = _read_targets(task, directory, name) if split.labelled else None
     counts = [len(lengths) for _, lengths in parts] + ([] if targets is None else [len(targets)])
     if len(set(counts)) > 1:
-        raise UserError(f"{directory}: {name} has {' and '.join(map(str, counts))} texts and labels; {_AGAIN}")
+        raise DataError(f"{directory}: {name} has {' and '.join(map(str, counts))} texts and labels; {_AGAIN}")
     tokens, lengths, truncated = join_parts(parts, max_tokens)
     return TokenizedSplit(split.name, tokens, lengths, targets, truncated)
 

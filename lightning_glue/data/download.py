@@ -17,7 +17,6 @@ import lzma
 import os
 import shutil
 import socket
-import sys
 import tarfile
 import time
 import urllib.error
@@ -28,7 +27,8 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path, PurePosixPath
 from typing import IO
 
-from lightning_glue.errors import UserError
+from lightning_glue.errors import DataError, UserError
+from lightning_glue.utils.console import ProgressLines, draws_bars
 from lightning_glue.utils.digests import file_sha256
 from lightning_glue.utils.files import CANNOT_WRITE, cannot_write, locked, new_folder, sync
 from lightning_glue.utils.redact import first_line, hide_secrets
@@ -39,6 +39,7 @@ ATTEMPTS = 6  # connections per download before giving up
 DELAY = 1.0  # seconds before the second connection, doubled each time
 TIMEOUT = 30.0  # seconds without a byte
 _CHUNK = 1 << 20
+_LINE_SECONDS = 15.0  # between two lines that say how far a download is
 _RETRIED_STATUS = frozenset({408, 416, 429, 500, 502, 503, 504})
 
 
@@ -67,7 +68,7 @@ def download(
         if target.is_file():
             found = file_sha256(target)
             if expected is not None and found != expected:
-                raise UserError(f"{target} has sha256 {found}, expected {expected}; delete it and run again")
+                raise DataError(f"{target} has sha256 {found}, expected {expected}; delete it and run again")
             _discard(part)  # of a download that was killed before the file was put here by hand
         else:
             advice = f"; {advice}" if advice else ""
@@ -96,7 +97,7 @@ def _fetch_verified(
     if verified and found != expected:
         _discard(part)
         address = hide_secrets(url)
-        raise UserError(
+        raise DataError(
             f"{address} was damaged on the way or changed: expected sha256 {expected}, found {found}{advice}"
         )
     return found
@@ -111,9 +112,9 @@ def _fetch_whole(url: str, part: Path, verified: bool, label: str, advice: str, 
             except (OSError, http.client.HTTPException) as error:
                 fault = _describe(url, error)
                 if isinstance(error, OSError) and error.errno in CANNOT_WRITE:
-                    raise UserError(cannot_write(part, error)) from error
+                    raise DataError(cannot_write(part, error)) from error
                 if attempt == attempts or not _worth_retrying(error):
-                    raise UserError(f"{fault} ({hide_secrets(url)}, {attempt} attempts){advice}") from error
+                    raise DataError(f"{fault} ({hide_secrets(url)}, {attempt} attempts){advice}") from error
             wait = delay * 2 ** (attempt - 1)
             log.warning("%s; attempt %d of %d in %g s", fault, attempt + 1, attempts, wait)
             time.sleep(wait)
@@ -226,13 +227,15 @@ def _write_text(path: Path, text: str) -> None:
 
 @contextlib.contextmanager
 def _progress(label: str) -> Iterator[Callable[[int, int | None], None]]:
-    """Yield ``update(done, total)`` in bytes: a bar on a terminal, else one log line at start and end."""
-    if not sys.stderr.isatty():
+    """Yield ``update(done, total)`` in bytes: a bar on a terminal, else a line at start and end and some between."""
+    if not draws_bars():
         done_bytes = 0
+        lines = ProgressLines(label, lambda size: f"{size / 1e6:.1f} MB", _LINE_SECONDS)
 
         def note(done: int, total: int | None) -> None:
             nonlocal done_bytes
             done_bytes = done
+            lines.update(done, total)
 
         log.info("downloading %s", label)
         yield note
@@ -323,7 +326,7 @@ def _most_bytes(archive: Path) -> int:
 
 def _check_size(archive: Path, size: int) -> None:
     if size > _most_bytes(archive):
-        raise UserError(
+        raise DataError(
             f"{archive} holds more than {_most_bytes(archive) >> 20} MiB in {archive.stat().st_size} bytes, as no "
             "archive of texts or weights does; delete it and get it again"
         )
@@ -340,7 +343,7 @@ def _choose(archive: Path, paths: Iterable[str], members: Iterable[str]) -> dict
     best = max(tops.values(), key=lambda names: len(names.keys() & set(wanted)), default={})
     missing = [name for name in wanted if name not in best]
     if missing:
-        raise UserError(f"{archive} holds no {', '.join(missing)} in its top folder; delete it and run again")
+        raise DataError(f"{archive} holds no {', '.join(missing)} in its top folder; delete it and run again")
     return {name: best[name] for name in wanted}
 
 
@@ -357,4 +360,4 @@ def _damaged(archive: Path) -> Iterator[None]:
         raise
     except Exception as error:  # of a damaged archive the libraries raise anything
         reason = first_line(error, 200)
-        raise UserError(f"{archive} is not a readable archive: {reason}; delete it and run again") from error
+        raise DataError(f"{archive} is not a readable archive: {reason}; delete it and run again") from error

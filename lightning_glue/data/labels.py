@@ -9,7 +9,7 @@ from pathlib import Path
 
 from lightning_glue.data import tokenizer
 from lightning_glue.data.tokenizer import SPECIALS
-from lightning_glue.errors import UserError
+from lightning_glue.errors import DataError
 from lightning_glue.tasks import Task
 
 _PADDING_FACTOR = 8  # fairseq-preprocess --padding-factor
@@ -60,7 +60,7 @@ class LabelOrder:
         for i, symbol in enumerate(self.symbols):
             if symbol not in self.task.labels or symbol in self.symbols[:i]:
                 wrong = "there twice" if symbol in self.task.labels else f"no label of {self.task.name}"
-                raise UserError(f"{symbol!r} is {wrong}; expected {', '.join(self.task.labels) or 'none'}")
+                raise DataError(f"{symbol!r} is {wrong}; expected {', '.join(self.task.labels) or 'none'}")
 
     @property
     def labels(self) -> list[str]:

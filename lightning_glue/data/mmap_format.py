@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from lightning_glue.errors import UserError
+from lightning_glue.errors import DataError
 
 _MAGIC = b"MMIDIDX\x00\x00" + struct.pack("<Q", 1)
 _CODES: dict[int, type[np.generic]] = {
@@ -57,21 +57,21 @@ def read(prefix: Path) -> tuple[np.ndarray, np.ndarray]:
     data = prefix.with_name(prefix.name + ".bin")
     for path in (index, data):
         if not path.is_file():
-            raise UserError(f"{path} is missing; expected the .bin and .idx that preprocessing writes")
+            raise DataError(f"{path} is missing; expected the .bin and .idx that preprocessing writes")
     header = index.read_bytes()
     start = len(_MAGIC) + 9
     if header[: len(_MAGIC)] != _MAGIC or len(header) < start:
-        raise UserError(f"{index} is no fairseq mmap index; preprocess the data again")
+        raise DataError(f"{index} is no fairseq mmap index; preprocess the data again")
     code, count = struct.unpack("<BQ", header[len(_MAGIC) : start])
     if code not in _CODES or len(header) != start + 12 * count:
-        raise UserError(f"{index} is damaged: its {len(header)} bytes are not {count} items; preprocess the data again")
+        raise DataError(f"{index} is damaged: its {len(header)} bytes are not {count} items; preprocess the data again")
     dtype = np.dtype(_CODES[code])
     lengths = np.frombuffer(header, dtype=np.int32, count=count, offset=start).astype(np.int64)
     pointers = np.frombuffer(header, dtype=np.int64, count=count, offset=start + 4 * count)
     if (lengths < 0).any() or (pointers != (np.cumsum(lengths) - lengths) * dtype.itemsize).any():
-        raise UserError(f"{index} is damaged: its items do not follow one another; preprocess the data again")
+        raise DataError(f"{index} is damaged: its items do not follow one another; preprocess the data again")
     if data.stat().st_size != int(lengths.sum()) * dtype.itemsize:
-        raise UserError(
+        raise DataError(
             f"{data} holds {data.stat().st_size} bytes, its index says {int(lengths.sum()) * dtype.itemsize}"
         )
     if not lengths.sum():

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from lightning_glue.data.reader import encoding_fault, same_column
-from lightning_glue.errors import UserError
+from lightning_glue.errors import DataError
 from lightning_glue.tasks import TASKS
 from lightning_glue.utils.files import new_folder
 
@@ -45,10 +45,10 @@ def convert(folder: Path, out: Path, dev_ids: Path | None = None) -> None:
     dev = ["\t".join(header)]
     for number, row in enumerate(rows, 2):
         if row[0] not in TASKS["MRPC"].labels:
-            raise UserError(f"{folder / RAW_TRAIN}:{number}: label {row[0]!r} is not one of 0, 1; get the file again")
+            raise DataError(f"{folder / RAW_TRAIN}:{number}: label {row[0]!r} is not one of 0, 1; get the file again")
         (dev if (row[1], row[2]) in held_out else train).append("\t".join(row))
     if len(dev) == 1 or len(train) == 1:
-        raise UserError(
+        raise DataError(
             f"{dev_ids} selects {len(dev) - 1} of the {len(rows)} rows of {folder / RAW_TRAIN} for dev, expected some "
             "of them; get mrpc_dev_ids.tsv from the GLUE site"
         )
@@ -68,9 +68,9 @@ def _rows(path: Path) -> list[list[str]]:
     for found, official in zip(rows[0], _COLUMNS, strict=True):
         if not same_column(found, official):
             expected = ", ".join(_COLUMNS)
-            raise UserError(f"{path}:1: found {found[:80]!r}, expected the header {expected}; get the file again")
+            raise DataError(f"{path}:1: found {found[:80]!r}, expected the header {expected}; get the file again")
     if len(rows) == 1:
-        raise UserError(f"{path}: no rows behind the header; get the file again")
+        raise DataError(f"{path}: no rows behind the header; get the file again")
     return rows
 
 
@@ -79,20 +79,20 @@ def _fields(path: Path, expected: int) -> Iterator[tuple[int, list[str]]]:
     try:
         lines = path.read_bytes().split(b"\n")
     except FileNotFoundError:
-        raise UserError(f"no file {path}; MRPC's raw form needs {RAW_TRAIN}, {RAW_TEST} and {DEV_IDS}") from None
+        raise DataError(f"no file {path}; MRPC's raw form needs {RAW_TRAIN}, {RAW_TEST} and {DEV_IDS}") from None
     except OSError as error:
-        raise UserError(f"cannot read {path}: {error.strerror}") from error
+        raise DataError(f"cannot read {path}: {error.strerror}") from error
     while lines and not lines[-1].strip():
         lines.pop()
     if not lines:
-        raise UserError(f"{path}: no rows, expected {expected} tab-separated fields a line; get the file again")
+        raise DataError(f"{path}: no rows, expected {expected} tab-separated fields a line; get the file again")
     if fault := encoding_fault(lines[0], expected):
-        raise UserError(f"{path}:1: {fault}")
+        raise DataError(f"{path}:1: {fault}")
     for number, line in enumerate(lines, 1):
         try:
             row = line.decode("utf-8").strip().split("\t")
         except UnicodeDecodeError as error:
-            raise UserError(f"{path}:{number}: invalid UTF-8 at byte {error.start + 1}; get the file again") from None
+            raise DataError(f"{path}:{number}: invalid UTF-8 at byte {error.start + 1}; get the file again") from None
         if len(row) != expected:
-            raise UserError(f"{path}:{number}: found {len(row)} fields, expected {expected}; get the file again")
+            raise DataError(f"{path}:{number}: found {len(row)} fields, expected {expected}; get the file again")
         yield number, row

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO, Literal
 
-from lightning_glue.errors import UserError
+from lightning_glue.errors import DataError, UserError
 from lightning_glue.tasks import Split, Task
 
 if TYPE_CHECKING:
@@ -83,11 +83,11 @@ def read_split(task: Task, split: Split, directory: Path, on_bad_row: OnBadRow =
         return collector.rows(digest.hexdigest())
     except UserError as error:
         needless = "" if split.labelled or not task.train else "; where nothing is to be predicted, remove the file"
-        raise UserError(f"{error}{needless}") from None
+        raise DataError(f"{error}{needless}") from None
     except FileNotFoundError:
-        raise UserError(_missing(task, split, directory)) from None
+        raise DataError(_missing(task, split, directory)) from None
     except OSError as error:
-        raise UserError(f"cannot read {path}: {error.strerror or error}") from error
+        raise DataError(f"cannot read {path}: {error.strerror or error}") from error
 
 
 def _lines(file: BinaryIO, digest: _Hash) -> Iterator[tuple[int, bytes]]:
@@ -128,7 +128,7 @@ def _read_layout(
         return len(split.columns), lines  # an empty file: said by _Collector.rows
     number, line = first
     if fault := encoding_fault(line, None if split.header else len(split.columns)):
-        raise UserError(f"{path}:{number}: {fault}")
+        raise DataError(f"{path}:{number}: {fault}")
     row = line.decode("utf-8", "replace").split("\t")
     if split.header:
         _check_header(task, split, f"{path}:{number}", row)
@@ -150,19 +150,19 @@ def _check_header(task: Task, split: Split, place: str, header: list[str]) -> No
     needed = max(columns) + 1 if split.label_column != -1 else max(columns) + 2
     if len(header) < needed:
         found = f"the header has {len(header)} fields, {task.name} {split.name} needs at least {needed}"
-        raise UserError(f"{place}: {found}; {expected}")
+        raise DataError(f"{place}: {found}; {expected}")
     wrong = [column for column in columns if not same_column(header[column], split.columns[column])]
     if not wrong:
         return
     # An unlabelled file's first column is a running index, so a number there gives a data row away.
     label = split.label_column
     if header[0].strip().isdigit() if label is None else _label_fault(task, header[label].strip()) is None:
-        raise UserError(f"{place}: line 1 looks like data, a header was expected; {expected}")
+        raise DataError(f"{place}: line 1 looks like data, a header was expected; {expected}")
     found, official = header[wrong[0]].strip(), split.columns[wrong[0]]
     elsewhere = [i + 1 for i, name in enumerate(header) if same_column(name, official)]
     hint = f" ({official!r} is column {elsewhere[0]})" if elsewhere else ""
     column = wrong[0] % len(header) + 1
-    raise UserError(
+    raise DataError(
         f"{place}: column {column} is {found[:80]!r}, {task.name} {split.file_name} has {official!r} there{hint}: "
         f"another layout, or another task's file; {expected}"
     )
@@ -175,7 +175,7 @@ def _check_without_header(task: Task, split: Split, place: str, row: list[str]) 
     texts = [row[column] for column in split.text_columns]
     others = [text for text in row if text not in texts]
     if any(" " in text.strip() for text in others) and not any(" " in text.strip() for text in texts):
-        raise UserError(
+        raise DataError(
             f"{place}: column {split.text_columns[0] + 1} is {texts[0][:80]!r}, another column holds several words; "
             f"expected the columns of {task.name} {split.file_name}: {', '.join(split.columns)} (without a header)"
         )
@@ -236,7 +236,7 @@ class _Collector:
         if not self.texts[0]:
             left_out = self.dropped + self.skipped
             found = f"all {left_out} rows are malformed" if left_out else "no rows"
-            raise UserError(f"{self.path}: {found}, expected at least one; check that the file is complete")
+            raise DataError(f"{self.path}: {found}, expected at least one; check that the file is complete")
         labels, index = (self.labels, None) if self.split.labelled else (None, self.index)
         return Rows(self.path, self.texts, labels, self.dropped, self.skipped, sha256, index)
 
@@ -259,7 +259,7 @@ class _Collector:
         advice = "fix the row or set data.on_bad_row=skip (preprocess: --on-bad-row skip)"
         if not self.split.labelled:
             advice = "fix the row: every row of this file gets a prediction, so none is skipped"
-        raise UserError(f"{self.path}:{number}: {reason}; {advice}")
+        raise DataError(f"{self.path}:{number}: {reason}; {advice}")
 
 
 def _missing(task: Task, split: Split, directory: Path) -> str:

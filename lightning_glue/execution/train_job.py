@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib
 import shutil
-import sys
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -16,6 +15,7 @@ from lightning_glue.errors import Diverged, UserError
 from lightning_glue.execution.job import Job, Outcome, Report, TrainingFailed
 from lightning_glue.training.build import Warm, prepared_of
 from lightning_glue.training.run import Caller, Training, train
+from lightning_glue.utils.logs import log
 from lightning_glue.utils.quick_imports import quick_imports
 
 if TYPE_CHECKING:
@@ -117,7 +117,7 @@ def interrupted(
         if of and of != parent:
             raise UserError(f"run {found.run_id} is of another study")
     except UserError as error:
-        print(f"warning: {path} is removed, the training begins anew: {error}", file=sys.stderr)
+        log.warning("%s is removed, the training begins anew: %s", path, error)
         shutil.rmtree(checkpoints, ignore_errors=True)
         return None
     return None if journal and Journal(journal).status() == "FINISHED" else found

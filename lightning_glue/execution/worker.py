@@ -60,7 +60,7 @@ def run_job(objective: Objective, link: Link, message: Message) -> Message:
         kind, text = _failure(error)
         if kind == "error":
             traceback.print_exc()
-        return {"event": "failed", "kind": kind, "message": text}
+        return {"event": "failed", "kind": kind, "message": text, "class": type(error).__name__}
 
 
 def _failure(error: Exception) -> tuple[str, str]:

@@ -11,7 +11,7 @@ import torch
 from lightning_glue.data import tokenizer
 from lightning_glue.data.labels import LabelOrder
 from lightning_glue.data.tokenizer import Tokenizer
-from lightning_glue.errors import UserError
+from lightning_glue.errors import CheckpointError
 from lightning_glue.model.checkpoint_file import fairseq_args, reading, safe_load, weights_file
 from lightning_glue.model.pretrained import Pretrained
 from lightning_glue.model.roberta import HEAD, RobertaModel, build_model, head_names, with_outputs
@@ -56,11 +56,13 @@ def load_fine_tuned(path: Path) -> FineTuned:
     path = weights_file(path)
     state = safe_load(path)
     if "glue_task" not in state:
-        raise UserError(f"{path} was not exported by a training run (its 'glue_task' is missing)")
+        raise CheckpointError(f"{path} was not exported by a training run (its 'glue_task' is missing)")
     with reading(str(path)):
         task, encoder = get_task(state["glue_task"]), tokenizer.exported(path.parent)
         if state.get("glue_tokenizer", encoder.digest) != encoder.digest:
-            raise UserError(f"the files of its tokenizer in {path.parent} are not those that it was exported with")
+            raise CheckpointError(
+                f"the files of its tokenizer in {path.parent} are not those that it was exported with"
+            )
         weights = _head_in_registry_order(state, task)
         start = Pretrained(fairseq_args(state, path), state["model"], encoder, file_sha256(path))
         model = build_model(start, task.num_outputs, {})
@@ -76,29 +78,31 @@ def _head_in_registry_order(state: dict[str, Any], task: Task) -> dict[str, torc
     weights, names = state["model"], head_names("out_proj")
     missing = {*head_names("dense"), *names} - weights.keys()
     if missing or any(len(weights[name]) != task.num_outputs for name in names):
-        raise UserError(
+        raise CheckpointError(
             f"its head is none of {task.name}: expected classification_heads.{HEAD} with {task.num_outputs} outputs"
         )
     if task.is_regression:
         return weights
     labels = state.get("glue_labels")
     if not isinstance(labels, list) or sorted(map(repr, labels)) != sorted(map(repr, task.labels)):
-        raise UserError(f"its 'glue_labels' are {labels!r}, expected {task.name}'s: {', '.join(task.labels)}")
+        raise CheckpointError(f"its 'glue_labels' are {labels!r}, expected {task.name}'s: {', '.join(task.labels)}")
     return with_outputs(weights, LabelOrder(task, tuple(labels)).from_fairseq)
 
 
 def _check_finite(model: RobertaModel) -> None:
     for name, tensor in model.state_dict().items():
         if not tensor.isfinite().all():
-            raise UserError(f"{name} holds NaN or infinite values: the training diverged, there is nothing to score")
+            raise CheckpointError(
+                f"{name} holds NaN or infinite values: the training diverged, there is nothing to score"
+            )
 
 
 def _settings(state: dict[str, Any]) -> dict[str, Any]:
     """The settings of the run that a checkpoint brings; what they may be, ``config`` checks."""
     found = state.get("glue_settings", {})
     if not isinstance(found, dict):
-        raise UserError(f"its 'glue_settings' are {found!r}, expected a dictionary")
+        raise CheckpointError(f"its 'glue_settings' are {found!r}, expected a dictionary")
     for key, kind in _SETTINGS.items():
         if key in found and (not isinstance(found[key], kind) or "${" in str(found[key])):
-            raise UserError(f"its 'glue_settings' has {key}={found[key]!r}")
+            raise CheckpointError(f"its 'glue_settings' has {key}={found[key]!r}")
     return {key: found[key] for key in _SETTINGS if key in found}

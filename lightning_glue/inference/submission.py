@@ -8,7 +8,7 @@ import torch
 
 from lightning_glue.data.binarize import Prepared
 from lightning_glue.data.datamodule import load_split
-from lightning_glue.errors import UserError
+from lightning_glue.errors import DataError
 from lightning_glue.inference.predict import predict
 from lightning_glue.model.roberta import RobertaModel
 from lightning_glue.tasks import Task
@@ -22,7 +22,7 @@ def submission_lines(task: Task, outputs: torch.Tensor, index: list[str]) -> lis
         UserError: an output is NaN, so that it predicts nothing.
     """
     if lost := int(outputs.isnan().any(-1).sum()):
-        raise UserError(f"{task.name}: the model's outputs are NaN for {lost} of {len(outputs)} rows: it has diverged")
+        raise DataError(f"{task.name}: the model's outputs are NaN for {lost} of {len(outputs)} rows: it has diverged")
     if task.is_regression:
         scores = (outputs.squeeze(-1).double() * task.label_scale).clamp(0, task.label_scale)
         predictions = [f"{score:.3f}" for score in scores.tolist()]
@@ -46,7 +46,7 @@ def read_indices(task: Task, prepared: Prepared) -> dict[str, list[str]]:
                 fault = f"index {entry[:80]!r} stands in line {lines[entry]} already"
             if fault:
                 file = prepared.splits[name].file
-                raise UserError(f"{file}:{line}: {fault}; predictions go by index: give every row one of its own")
+                raise DataError(f"{file}:{line}: {fault}; predictions go by index: give every row one of its own")
             lines[entry] = line
     return indices
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lightning_glue.data.sources import MODELS
-from lightning_glue.errors import UserError
+from lightning_glue.errors import CheckpointError, UserError
 from lightning_glue.utils.redact import first_line, hide_secrets
 
 if TYPE_CHECKING:
@@ -29,10 +29,10 @@ def reading(name: str) -> Iterator[None]:
     except MemoryError:
         raise
     except UserError as error:
-        raise (error if name in str(error) else UserError(f"{name}: {error}")) from error
+        raise (error if name in str(error) else CheckpointError(f"{name}: {error}")) from error
     except Exception as error:
         said = hide_secrets(" ".join(str(error).split()))[:300]
-        raise UserError(f"{name} does not hold a model as expected ({type(error).__name__}: {said})") from error
+        raise CheckpointError(f"{name} does not hold a model as expected ({type(error).__name__}: {said})") from error
 
 
 def safe_load(path: Path, *, mapped: bool = False, verified: bool = False) -> dict[str, Any]:
@@ -57,7 +57,7 @@ def safe_load(path: Path, *, mapped: bool = False, verified: bool = False) -> di
     from omegaconf.nodes import AnyNode
 
     if not path.is_file():
-        raise UserError(f"checkpoint {path} does not exist")
+        raise CheckpointError(f"checkpoint {path} does not exist")
     inert = [Namespace, DictConfig, ListConfig, ContainerMetadata, Metadata, AnyNode, defaultdict, typing.Any]
     try:
         zipped = _is_zip(path)
@@ -70,13 +70,13 @@ def safe_load(path: Path, *, mapped: bool = False, verified: bool = False) -> di
     except pickle.UnpicklingError as error:
         named = re.search(r"GLOBAL (\S+)", str(error))
         found = f"; it asks for {named[1]}" if named else ""
-        raise UserError(
+        raise CheckpointError(
             f"{path} is damaged or holds more than tensors and plain values, so it is not loaded{found}"
         ) from None
     except Exception as error:  # of a damaged file torch raises anything
-        raise UserError(f"{path} is no readable checkpoint ({first_line(error, 200)})") from None
+        raise CheckpointError(f"{path} is no readable checkpoint ({first_line(error, 200)})") from None
     if not isinstance(state, dict):
-        raise UserError(f"{path} holds a {type(state).__name__}, expected a checkpoint dictionary")
+        raise CheckpointError(f"{path} holds a {type(state).__name__}, expected a checkpoint dictionary")
     return state
 
 
@@ -96,27 +96,29 @@ def _check_records(path: Path, *, sums: bool) -> None:
     with zipfile.ZipFile(path) as archive:
         records = archive.infolist()
         if any(one.compress_type != zipfile.ZIP_STORED for one in records):
-            raise UserError(f"{path} has compressed records, which torch.save does not write; save it again with torch")
+            raise CheckpointError(
+                f"{path} has compressed records, which torch.save does not write; save it again with torch"
+            )
         if sum(one.file_size for one in records) > path.stat().st_size:
-            raise UserError(f"{path} is damaged: its records claim more bytes than the file has")
+            raise CheckpointError(f"{path} is damaged: its records claim more bytes than the file has")
         if not sums or not any(one.CRC for one in records):  # torch.serialization.set_crc32_options(False)
             return
         if damaged := archive.testzip():
-            raise UserError(f"{path} is damaged: its record {damaged} does not have its checksum")
+            raise CheckpointError(f"{path} is damaged: its record {damaged} does not have its checksum")
 
 
 def weights_file(path: Path) -> Path:
     """The checkpoint in a directory: ``checkpoint_best.pt``, else the ``model.pt`` of fairseq's archives."""
     if path.suffix == ".safetensors":
-        raise UserError(_foreign(path))
+        raise CheckpointError(_foreign(path))
     if not path.is_dir():
         return path
     found = [path / name for name in ("checkpoint_best.pt", "model.pt") if (path / name).is_file()]
     if found:
         return found[0]
     if any((path / name).exists() for name in ("pytorch_model.bin", "model.safetensors", "config.json")):
-        raise UserError(_foreign(path))
-    raise UserError(f"{path} holds neither checkpoint_best.pt nor model.pt; expected a checkpoint of fairseq")
+        raise CheckpointError(_foreign(path))
+    raise CheckpointError(f"{path} holds neither checkpoint_best.pt nor model.pt; expected a checkpoint of fairseq")
 
 
 def _foreign(path: Path) -> str:
@@ -138,9 +140,9 @@ def fairseq_args(checkpoint: dict[str, Any], path: Path) -> dict[str, Any]:
     if "model" not in checkpoint:
         names = list(map(str, checkpoint))
         if any(name.endswith(("word_embeddings.weight", "attention.self.query.weight")) for name in names):
-            raise UserError(_foreign(path))
+            raise CheckpointError(_foreign(path))
         found = ", ".join(name[:40] for name in names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
-        raise UserError(f"{path} is no fairseq checkpoint: it has no 'model'; found {found or 'nothing'}")
+        raise CheckpointError(f"{path} is no fairseq checkpoint: it has no 'model'; found {found or 'nothing'}")
     _check_weights(checkpoint["model"], path)
     args = _named_args(checkpoint, path)
     _check_sizes(args, checkpoint["model"], path)
@@ -151,13 +153,17 @@ def _check_weights(state: Any, path: Path) -> None:
     import torch
 
     if not isinstance(state, dict):
-        raise UserError(f"{path}: 'model' is a {type(state).__name__}, expected names and tensors")
+        raise CheckpointError(f"{path}: 'model' is a {type(state).__name__}, expected names and tensors")
     for name, tensor in state.items():
         if not (isinstance(name, str) and isinstance(tensor, torch.Tensor) and tensor.layout == torch.strided):
-            raise UserError(f"{path}: {str(name)[:100]!r} of 'model' is no dense tensor ({type(tensor).__name__})")
+            raise CheckpointError(
+                f"{path}: {str(name)[:100]!r} of 'model' is no dense tensor ({type(tensor).__name__})"
+            )
     name = embeddings(state)
     if not name or state[name].dim() != 2:
-        raise UserError(f"{path} is no RoBERTa: its 'model' has no sentence_encoder.embed_tokens.weight (rows, width)")
+        raise CheckpointError(
+            f"{path} is no RoBERTa: its 'model' has no sentence_encoder.embed_tokens.weight (rows, width)"
+        )
 
 
 def _named_args(checkpoint: dict[str, Any], path: Path) -> dict[str, Any]:
@@ -170,8 +176,8 @@ def _named_args(checkpoint: dict[str, Any], path: Path) -> dict[str, Any]:
         if args is not None:
             return {str(name): value for name, value in (vars(args) if isinstance(args, Namespace) else args).items()}
     except Exception as error:  # the checkpoint's objects are of any kind
-        raise UserError(f"{path} names no readable architecture ({first_line(error, 200)})") from None
-    raise UserError(f"{path} names no architecture: neither 'cfg' nor 'args' is in it")
+        raise CheckpointError(f"{path} names no readable architecture ({first_line(error, 200)})") from None
+    raise CheckpointError(f"{path} names no architecture: neither 'cfg' nor 'args' is in it")
 
 
 def _check_sizes(args: dict[str, Any], state: dict[str, torch.Tensor], path: Path) -> None:
@@ -182,12 +188,14 @@ def _check_sizes(args: dict[str, Any], state: dict[str, torch.Tensor], path: Pat
     ):
         value = args.get(name)
         if value is not None and (type(value) is not int or not 0 < value <= _MOST):
-            raise UserError(f"{path}: {name} is {str(value)[:50]!r}, expected a number from 1 to {_MOST}")
+            raise CheckpointError(f"{path}: {name} is {str(value)[:50]!r}, expected a number from 1 to {_MOST}")
     if (args.get("encoder_layers") or 0) > len(state):
-        raise UserError(f"{path}: encoder_layers is {args['encoder_layers']}, but there are {len(state)} tensors")
+        raise CheckpointError(f"{path}: encoder_layers is {args['encoder_layers']}, but there are {len(state)} tensors")
     width = state[embeddings(state)].shape[1]
     if (args.get("encoder_embed_dim") or width) != width:
-        raise UserError(f"{path}: encoder_embed_dim is {args['encoder_embed_dim']}, but its embeddings have {width}")
+        raise CheckpointError(
+            f"{path}: encoder_embed_dim is {args['encoder_embed_dim']}, but its embeddings have {width}"
+        )
 
 
 def model_state(path: Path) -> dict[str, torch.Tensor]:

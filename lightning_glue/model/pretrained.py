@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from lightning_glue.data import sources, tokenizer
 from lightning_glue.data.tokenizer import Tokenizer, load_tokenizer
-from lightning_glue.errors import UserError
+from lightning_glue.errors import CheckpointError
 from lightning_glue.model.checkpoint_file import embeddings, fairseq_args, safe_load, weights_file
 from lightning_glue.utils import digests
 from lightning_glue.utils.digests import file_sha256
@@ -66,7 +66,9 @@ def _tokenizer_of(folder: Path, kind: str, bpe_dir: str | None) -> tuple[Tokeniz
     """
     dictionary = next((path for name in ("input0/dict.txt", "dict.txt") if (path := folder / name).is_file()), None)
     if pieces := [*folder.glob("sentencepiece*.model"), *folder.glob("spm*.model")]:
-        raise UserError(f"{folder} is a model of sentencepiece ({pieces[0].name}), such as XLM-R, which cannot be read")
+        raise CheckpointError(
+            f"{folder} is a model of sentencepiece ({pieces[0].name}), such as XLM-R, which cannot be read"
+        )
     if dictionary is None:
         return load_tokenizer(kind, bpe_dir), None
     if (folder / "bpecodes").is_file():
@@ -85,7 +87,7 @@ def _check_dictionary(state: dict[str, torch.Tensor], path: Path, encoder: Token
         remedy = (
             f"put the dict.txt it was trained with into {path.parent}, beside encoder.json and vocab.bpe of its own"
         )
-        raise UserError(
+        raise CheckpointError(
             f"{path} has {rows} token embeddings, but {where} makes {encoder.embeddings} ids ({len(encoder.symbols)} "
             f"symbols and fairseq's own); {remedy}"
         )

@@ -20,7 +20,7 @@ from fairseq.modules.transformer_sentence_encoder import init_bert_params  # noq
 
 from lightning_glue.data.batching import Packed, padded  # noqa: E402
 from lightning_glue.data.tokenizer import Tokenizer  # noqa: E402
-from lightning_glue.errors import UserError  # noqa: E402
+from lightning_glue.errors import CheckpointError, ConfigError  # noqa: E402
 from lightning_glue.model import unpadded  # noqa: E402
 from lightning_glue.model.pretrained import Pretrained  # noqa: E402
 
@@ -74,7 +74,9 @@ def build_model(start: Pretrained, num_outputs: int, overrides: dict[str, Any]) 
     args.load_checkpoint_heads = False
     width, heads = (getattr(args, f"encoder_{name}", None) for name in ("embed_dim", "attention_heads"))
     if width and heads and width % heads:
-        raise UserError(f"{width} dimensions (encoder_embed_dim) cannot be shared by {heads} encoder_attention_heads")
+        raise CheckpointError(
+            f"{width} dimensions (encoder_embed_dim) cannot be shared by {heads} encoder_attention_heads"
+        )
     dictionary = fairseq_dictionary(start.tokenizer)
     task = SimpleNamespace(source_dictionary=dictionary, max_positions=lambda: args.max_positions)
     with nullcontext() if start.state is None else _WithoutDrawing():
@@ -103,7 +105,7 @@ def token_limit(model: RobertaModel, asked: int) -> int:
     """
     held = positions(model)
     if min(asked, held) < _LEAST_TOKENS or (asked > held and asked != MAX_TOKENS):
-        raise UserError(
+        raise ConfigError(
             f"data.max_tokens={asked}, but the model has {held} positions; expected {_LEAST_TOKENS} to {held}"
         )
     return min(asked, held)
@@ -119,22 +121,24 @@ def load_encoder(model: RobertaModel, state: dict[str, torch.Tensor]) -> None:
     model.upgrade_state_dict_named(upgraded, "")
     embeddings = "encoder.sentence_encoder.embed_tokens.weight"
     if embeddings not in upgraded:
-        raise UserError(f"checkpoint is no RoBERTa: it has no {embeddings}; found {', '.join(map(str, [*state][:3]))}")
+        raise CheckpointError(
+            f"checkpoint is no RoBERTa: it has no {embeddings}; found {', '.join(map(str, [*state][:3]))}"
+        )
     upgraded.setdefault("encoder.lm_head.weight", upgraded[embeddings])
     current = model.state_dict()
     for name in sorted(upgraded.keys() & current.keys()):
         tensor = upgraded[name]
         if not isinstance(tensor, torch.Tensor) or tensor.layout != torch.strided or not tensor.is_floating_point():
-            raise UserError(f"checkpoint entry {name} is no plain tensor of floating-point numbers")
+            raise CheckpointError(f"checkpoint entry {name} is no plain tensor of floating-point numbers")
         if tensor.shape != current[name].shape:
-            raise UserError(
+            raise CheckpointError(
                 f"checkpoint tensor {name} has shape {tuple(tensor.shape)}, the model expects "
                 f"{tuple(current[name].shape)}: another architecture, or a dictionary of another tokenizer"
             )
     missing, unexpected = torch.nn.Module.load_state_dict(model, upgraded, strict=False)
     missing = [name for name in missing if not name.startswith("encoder.lm_head.") and not name.endswith("version")]
     if missing or unexpected:
-        raise UserError(f"checkpoint does not fit the model: missing {missing[:3]}, unexpected {unexpected[:3]}")
+        raise CheckpointError(f"checkpoint does not fit the model: missing {missing[:3]}, unexpected {unexpected[:3]}")
 
 
 def head_names(layer: str) -> list[str]:

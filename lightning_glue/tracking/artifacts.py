@@ -9,7 +9,7 @@ import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from lightning_glue.errors import UserError
+from lightning_glue.errors import CheckpointError
 from lightning_glue.tracking.client import connect
 from lightning_glue.tracking.journals import delivered_run
 from lightning_glue.utils.digests import file_sha256
@@ -35,7 +35,9 @@ def locate(reference: str, uri: str | None) -> Path:
     if _RUN_ID.fullmatch(reference) and not path.exists():
         return _exported_by(delivered_run(reference), uri)
     if not path.exists():
-        raise UserError(f"{reference}: no checkpoint there; expected a file, a fairseq directory or an MLflow run id")
+        raise CheckpointError(
+            f"{reference}: no checkpoint there; expected a file, a fairseq directory or an MLflow run id"
+        )
     return path
 
 
@@ -49,12 +51,14 @@ def _exported_by(run_id: str, uri: str | None) -> Path:
         store = local_folder(run.info.artifact_uri)
         path = (store / _EXPORT if store else _download_export(client, run_id)) / "checkpoint_best.pt"
     except (MlflowException, OSError) as error:
-        raise UserError(f"run {run_id}: no fairseq directory to be had ({first_line(error)})") from None
+        raise CheckpointError(f"run {run_id}: no fairseq directory to be had ({first_line(error)})") from None
     if not path.is_file():
-        raise UserError(f"run {run_id}: no fairseq directory to be had (no {_EXPORT}/{path.name} among its artifacts)")
+        raise CheckpointError(
+            f"run {run_id}: no fairseq directory to be had (no {_EXPORT}/{path.name} among its artifacts)"
+        )
     expected = run.data.tags.get(EXPORT_DIGEST)
     if expected and file_sha256(path) != expected:
-        raise UserError(f"run {run_id}: {path} is damaged: its SHA-256 is not the one that the run noted")
+        raise CheckpointError(f"run {run_id}: {path} is damaged: its SHA-256 is not the one that the run noted")
     return path
 
 

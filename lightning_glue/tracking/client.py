@@ -18,7 +18,7 @@ from contextlib import ExitStack, closing, contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from lightning_glue.errors import UserError
+from lightning_glue.errors import TrackingError, UserError
 from lightning_glue.utils import files
 from lightning_glue.utils.paths import sqlite_file, sqlite_uri
 from lightning_glue.utils.redact import first_line, hide_secrets
@@ -33,7 +33,7 @@ _TRIES = 6  # while others make the tables of a database server
 _BUSY_SECONDS = 5.0  # for a writer to give an SQLite file free
 
 
-class Unusable(UserError):
+class Unusable(TrackingError):
     """A store that will not work until a person does something."""
 
 
@@ -94,13 +94,13 @@ def open_store(uri: str | None) -> tuple[MlflowClient, str]:
     uri = store_uri(uri)
     database = sqlite_file(uri)
     if database and not database.is_file():
-        raise UserError(f"no runs: {uri} does not exist; train first, or give --uri or MLFLOW_TRACKING_URI")
+        raise TrackingError(f"no runs: {uri} does not exist; train first, or give --uri or MLFLOW_TRACKING_URI")
     try:
         return connect(uri, retries=2), uri
     except UserError:
         raise
     except Exception as error:  # of MLflow, of SQLAlchemy, of a driver
-        raise UserError(f"MLflow at {uri} cannot be opened: {first_line(error)}") from None
+        raise TrackingError(f"MLflow at {uri} cannot be opened: {first_line(error)}") from None
 
 
 def is_missing(uri: str | None) -> bool:

@@ -10,7 +10,7 @@ from collections import Counter, defaultdict
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from lightning_glue.errors import UserError, suggest
+from lightning_glue.errors import TrackingError, suggest
 from lightning_glue.tasks import get_task
 from lightning_glue.tracking import registry
 from lightning_glue.tracking.registry import difference
@@ -60,7 +60,7 @@ def fetch(client: MlflowClient, uri: str, experiment: str | None) -> list[Run]:
     try:
         found = {entry.name: entry.experiment_id for entry in client.search_experiments()}
         if experiment is not None and experiment not in found:
-            raise UserError(f"no experiment {experiment!r} at {uri}{suggest(experiment, found)}")
+            raise TrackingError(f"no experiment {experiment!r} at {uri}{suggest(experiment, found)}")
         ids = [found[experiment]] if experiment is not None else list(found.values())
         runs: list[Run] = []
         token: str | None = ""
@@ -69,7 +69,7 @@ def fetch(client: MlflowClient, uri: str, experiment: str | None) -> list[Run]:
             runs, token = runs + list(page), page.token or None
         return runs
     except (MlflowException, OSError) as error:
-        raise UserError(f"MLflow at {uri} cannot be read: {first_line(error)}") from None
+        raise TrackingError(f"MLflow at {uri} cannot be read: {first_line(error)}") from None
 
 
 def scored_run(run: Run, uri: str) -> Scored | None:

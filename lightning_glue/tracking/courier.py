@@ -16,7 +16,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lightning_glue.errors import UserError
+from lightning_glue.errors import TrackingError, UserError
 from lightning_glue.tracking.client import connect, is_missing, store_uri
 from lightning_glue.tracking.journal import Journal, Record, try_lock
 from lightning_glue.tracking.mirror import http_status
@@ -198,7 +198,9 @@ class Courier:
         if kind in KINDS:
             return
         if kind != "start" and not self.state.run_id:
-            raise UserError(f"{self.journal.path} does not begin with the start of a run: there is none to deliver to")
+            raise TrackingError(
+                f"{self.journal.path} does not begin with the start of a run: there is none to deliver to"
+            )
         try:
             self._call(kind, records)
         except Exception as error:

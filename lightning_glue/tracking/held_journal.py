@@ -7,7 +7,7 @@ import time
 from contextlib import ExitStack, suppress
 from pathlib import Path
 
-from lightning_glue.errors import UserError
+from lightning_glue.errors import TrackingError
 from lightning_glue.tracking.journal import Journal, Record, final_status, try_lock
 from lightning_glue.tracking.known_runs import Stores
 from lightning_glue.tracking.state import State
@@ -43,7 +43,7 @@ class HeldJournal(Journal):
                 sync(folder.parent)
         except OSError as error:
             journal.discard()
-            raise UserError(f"cannot write the journal {folder}: {error.strerror}; see tracking.journal") from None
+            raise TrackingError(f"cannot write the journal {folder}: {error.strerror}; see tracking.journal") from None
         return journal
 
     @classmethod
@@ -58,11 +58,11 @@ class HeldJournal(Journal):
             journal._hold()
             records = journal.read()
         except OSError as error:
-            raise UserError(f"cannot use the journal {folder}: {error.strerror}") from None
+            raise TrackingError(f"cannot use the journal {folder}: {error.strerror}") from None
         if final_status(records) == "FINISHED":
-            raise UserError(f"run {journal.run_id} is finished; there is nothing to resume")
+            raise TrackingError(f"run {journal.run_id} is finished; there is nothing to resume")
         if loss := Stores().loss(folder):
-            raise UserError(f"run {journal.run_id} {loss}; or start a new run without --resume")
+            raise TrackingError(f"run {journal.run_id} {loss}; or start a new run without --resume")
         return journal, records
 
     @property
@@ -83,7 +83,7 @@ class HeldJournal(Journal):
                     self._lock = attempt.pop_all()
                     return
             if time.monotonic() > deadline:
-                raise UserError(f"run {self.run_id} is being trained by another process")
+                raise TrackingError(f"run {self.run_id} is being trained by another process")
             time.sleep(0.05)
 
     def record(self, record: Record) -> None:
@@ -95,7 +95,7 @@ class HeldJournal(Journal):
         try:
             self.append(record)
         except OSError as error:
-            raise UserError(
+            raise TrackingError(
                 f"cannot write the journal {self.folder}: {error.strerror}; nothing before is lost: free "
                 f"space, then --resume {self.run_id}"
             ) from None

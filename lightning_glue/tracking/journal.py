@@ -22,7 +22,6 @@ import fcntl
 import json
 import os
 import re
-import sys
 import time
 import zlib
 from collections.abc import Iterator
@@ -31,7 +30,6 @@ from pathlib import Path
 from typing import IO, Any
 
 from lightning_glue.utils import files
-from lightning_glue.utils.redact import hide_secrets
 
 Record = dict[str, Any]
 _HEAD = 8
@@ -42,10 +40,10 @@ _said: set[str] = set()
 
 
 def warn(text: str) -> None:
-    """Say something on stderr, once in the life of this process."""
+    """Say something, once in the life of this process."""
     if text not in _said:
         _said.add(text)
-        print(f"warning: {hide_secrets(text)}", file=sys.stderr, flush=True)
+        log.warning("%s", text)
 
 
 def encode(record: Record) -> bytes:

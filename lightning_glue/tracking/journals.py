@@ -5,7 +5,7 @@ from __future__ import annotations
 from contextlib import suppress
 from pathlib import Path
 
-from lightning_glue.errors import UserError
+from lightning_glue.errors import TrackingError
 from lightning_glue.tracking.journal import Journal, is_alive, warn
 from lightning_glue.tracking.state import State
 from lightning_glue.utils.console import command
@@ -84,7 +84,7 @@ def delivered_run(run: str, root: Path = Path(JOURNALS)) -> str:
         return run
     run_id = State(folder).run_id
     if not run_id:
-        raise UserError(f"run {run} has not reached MLflow yet; {sync_command(run, root)} delivers it")
+        raise TrackingError(f"run {run} has not reached MLflow yet; {sync_command(run, root)} delivers it")
     return run_id
 
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from lightning_glue import config as configuration
 from lightning_glue.config import Config
-from lightning_glue.errors import UserError
+from lightning_glue.errors import TrackingError, UserError
 from lightning_glue.tracking import provenance
 from lightning_glue.tracking.client import connect, is_missing
 from lightning_glue.tracking.journal import Journal, Record, is_alive, warn
@@ -89,16 +89,16 @@ def history(uri: str | None, run_id: str) -> Iterator[tuple[str, int, float]]:
         client = connect(uri)
         run = client.get_run(run_id)
         if run.info.status == "FINISHED":
-            raise UserError(f"run {run_id} is finished; there is nothing to resume")
+            raise TrackingError(f"run {run_id} is finished; there is nothing to resume")
         if run.info.lifecycle_stage == "deleted":
-            raise UserError(f"run {run_id} was deleted; mlflow runs restore --run-id {run_id} brings it back")
+            raise TrackingError(f"run {run_id} was deleted; mlflow runs restore --run-id {run_id} brings it back")
         for name in run.data.metrics:
             for point in client.get_metric_history(run_id, name):
                 yield name, point.step, point.value
     except UserError:
         raise
     except Exception as error:  # of MLflow, or of a database's driver
-        raise UserError(f"run {run_id} cannot be read: {first_line(error)}") from None
+        raise TrackingError(f"run {run_id} cannot be read: {first_line(error)}") from None
 
 
 def _unfinished_there(uri: str, experiment: str, digest: str) -> list[Run]:
@@ -118,7 +118,7 @@ def _unfinished_there(uri: str, experiment: str, digest: str) -> list[Run]:
         runs = client.search_runs([found.experiment_id], filters, order_by=newest_first) if found else []
     except Exception as error:  # of MLflow, or of a database's driver
         what = "does not answer" if is_away(str(error)) else "cannot be asked"
-        raise UserError(f"--resume auto: MLflow at {hide_secrets(uri)} {what}: {first_line(error)}") from None
+        raise TrackingError(f"--resume auto: MLflow at {hide_secrets(uri)} {what}: {first_line(error)}") from None
     own = [run for run in runs if run.data.tags.get(_USER) == provenance.user() and _PARENT not in run.data.tags]
     return [run for run in own if run.info.status in ("KILLED", "FAILED")]
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from pytorch_lightning.loggers.logger import Logger
 from pytorch_lightning.utilities import rank_zero_only
 
-from lightning_glue.errors import UserError
+from lightning_glue.errors import TrackingError
 from lightning_glue.tracking.courier import undelivered
 from lightning_glue.tracking.held_journal import HeldJournal
 from lightning_glue.tracking.journal import Record, now, warn
@@ -170,7 +170,7 @@ class MLflowTracker(Logger):
             error = str(state.error)
             if self._journal.is_new:
                 self._journal.discard()
-            raise UserError(
+            raise TrackingError(
                 f"MLflow at {hide_secrets(self.uri)} cannot be used: {hide_secrets(error)}; {advice(self.uri, error)}"
             )
         self._run_name = state.run_name or self._run_name
@@ -188,7 +188,7 @@ class MLflowTracker(Logger):
         if trouble:
             self._append({"status": ["FAILED", now()]})
             self._journal.release()
-            raise UserError(
+            raise TrackingError(
                 f"run {self.run_id}: MLflow at {hide_secrets(str(self.uri))} wants its artifacts in {store}, and that "
                 f"cannot be written here: {trouble}; where it is a folder of the server's machine, start the server "
                 "with --serve-artifacts, and use another tracking.experiment"
@@ -312,7 +312,7 @@ class MLflowTracker(Logger):
         except OSError as error:
             if writing and error.errno not in CANNOT_WRITE:
                 raise  # of what the caller reads
-            raise UserError(f"cannot write {folder}: {error.strerror}; free space or get rights there") from error
+            raise TrackingError(f"cannot write {folder}: {error.strerror}; free space or get rights there") from error
         for path in sorted(folder.rglob("*")):
             if path.is_file():
                 self.log_artifact(str(path.relative_to(self._artifacts)))

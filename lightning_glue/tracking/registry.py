@@ -8,14 +8,17 @@ from __future__ import annotations
 
 import json
 import math
+import re
 import tempfile
 import uuid
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from lightning_glue.errors import UserError
+from lightning_glue.errors import TrackingError
 from lightning_glue.tasks import Task, get_task
+from lightning_glue.utils.paths import local_folder
+from lightning_glue.utils.redact import first_line, hide_secrets
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -68,7 +71,7 @@ def difference(one: dict[str, str], other: dict[str, str]) -> str:
 def selection_value(run: Run, task: Task) -> float:
     name = f"best/{task.selection_metric}"
     if name not in run.data.metrics:
-        raise UserError(f"run {run.info.run_id} has no metric {name}: it was not trained to its end")
+        raise TrackingError(f"run {run.info.run_id} has no metric {name}: it was not trained to its end")
     return run.data.metrics[name]
 
 
@@ -140,17 +143,46 @@ def register(client: MlflowClient, run_id: str) -> tuple[str, str, str]:
     """
     run = client.get_run(run_id)
     if run.info.status != "FINISHED" or "task.name" not in run.data.params:
-        raise UserError(f"run {run_id} is {run.info.status}; only a finished training can be registered")
+        raise TrackingError(f"run {run_id} is {run.info.status}; only a finished training can be registered")
     task = get_task(run.data.params["task.name"])
     selection_value(run, task)
     lost = [name for name, value in run.data.metrics.items() if name.startswith("best/") and not math.isfinite(value)]
     if lost:
-        raise UserError(f"run {run_id}: {lost[0]} is no finite number, so the training diverged; not registered")
+        raise TrackingError(f"run {run_id}: {lost[0]} is no finite number, so the training diverged; not registered")
     if not client.list_artifacts(run_id, _EXPORT):
-        raise UserError(f"run {run_id} has no folder {_EXPORT!r}: train with tracking.checkpoints=true")
+        raise TrackingError(f"run {run_id} has no folder {_EXPORT!r}: train with tracking.checkpoints=true")
     name = task.experiment + ("-sample" if run.data.params.get("data.source") == "sample" else "")
     version = _version_of(client, name, run_id) or _new_version(client, name, run, task)
     return name, version.version, promote(client, name, version, task)
+
+
+def locate_version(reference: str, uri: str | None) -> Path:
+    """The exported model behind ``models:/<name>@<alias>`` or ``models:/<name>/<version>``.
+
+    Raises:
+        TrackingError: the store has no such model, or cannot be used.
+        UserError: its files are gone or damaged.
+    """
+    from mlflow.exceptions import MlflowException
+
+    from lightning_glue.tracking.artifacts import locate
+    from lightning_glue.tracking.client import connect
+
+    found = re.fullmatch(r"models:/([^/@]+)(?:@([^/@]+)|/(\d+))", reference)
+    if not found:
+        raise TrackingError(f"{reference} names no model; expected models:/<name>@champion or models:/<name>/<version>")
+    name, alias, number = found.groups()
+    try:
+        client = connect(uri, retries=2)
+        version = client.get_model_version_by_alias(name, alias) if alias else client.get_model_version(name, number)
+    except (MlflowException, OSError) as error:
+        raise TrackingError(f"{reference}: {first_line(error)}") from None
+    if version.run_id:
+        return locate(version.run_id, uri)
+    folder = local_folder(version.source or "")
+    if not folder:
+        raise TrackingError(f"{reference} is of no run, and its files at {hide_secrets(str(version.source))} not here")
+    return folder
 
 
 def _version_of(client: MlflowClient, name: str, run_id: str) -> ModelVersion | None:

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import sqlite3
-import sys
 from contextlib import closing, suppress
 from pathlib import Path
 
+from lightning_glue.utils.logs import log
 from lightning_glue.utils.paths import artifact_uri, local_folder
 
 _COLUMNS = (
@@ -32,7 +32,7 @@ def relocate(database: Path) -> None:
                 values = (artifact_uri(new), len(old) + 1, old, len(old) + 1, f"{old}/")
                 with suppress(sqlite3.OperationalError):  # a table that this version of MLflow has not
                     connection.execute(change, values)
-            print(f"note: artifacts of {database} are in {new} now, no longer in {old}", file=sys.stderr)
+            log.info("note: artifacts of %s are in %s now, no longer in %s", database, new, old)
         connection.commit()
 
 

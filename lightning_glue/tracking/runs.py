@@ -7,7 +7,7 @@ import uuid
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from lightning_glue.errors import UserError
+from lightning_glue.errors import TrackingError
 from lightning_glue.tracking.journal import Record, now
 from lightning_glue.tracking.uploads import Undelivered
 from lightning_glue.utils.paths import artifact_uri, sqlite_file
@@ -47,7 +47,7 @@ def own_run(client: MlflowClient, start: Record, known: str | None) -> tuple[Run
 
 def _find(client: MlflowClient, start: Record) -> Run | None:
     if not _PLAIN.fullmatch(str(start["id"])):
-        raise UserError(f"{str(start['id'])[:60]!r} is no id of a journal")
+        raise TrackingError(f"{str(start['id'])[:60]!r} is no id of a journal")
     experiment = experiment_id(client, start["experiment"])
     for condition in (f"tags.`{JOURNAL_TAG}` = '{start['id']}'", f"tags.`{_JOURNALS_TAG}` LIKE '%{start['id']}%'"):
         if found := client.search_runs([experiment], condition, max_results=1):
@@ -80,7 +80,7 @@ def shared_run(client: MlflowClient, start: Record, known: str | None) -> tuple[
 def tagged_run(client: MlflowClient, experiment: str, mark: dict[str, str]) -> Run | None:
     """The oldest run with a tag: ``mark`` has its name, ``tag``, and its ``value``."""
     if not all(_PLAIN.fullmatch(str(mark.get(part))) for part in ("tag", "value")):
-        raise UserError(f"no run can be found by {str(mark)[:100]}; expected the name and the value of a tag")
+        raise TrackingError(f"no run can be found by {str(mark)[:100]}; expected the name and the value of a tag")
     found = client.search_runs([experiment], f"tags.`{mark['tag']}` = '{mark['value']}'", max_results=100)
     return min(found, key=lambda run: (run.info.start_time, run.info.run_id), default=None)
 

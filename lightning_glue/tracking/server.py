@@ -19,7 +19,7 @@ from contextlib import suppress
 from pathlib import Path
 from types import FrameType
 
-from lightning_glue.errors import UserError
+from lightning_glue.errors import TrackingError
 from lightning_glue.utils import processes
 from lightning_glue.utils.redact import first_line, hide_secrets
 
@@ -51,13 +51,13 @@ def check_database(url: str) -> None:
         with sqlalchemy.create_engine(url).connect():
             return
     except sqlalchemy.exc.ArgumentError:
-        raise UserError("--db is no database URL; expected postgresql://user:password@host/name") from None
+        raise TrackingError("--db is no database URL; expected postgresql://user:password@host/name") from None
     except ImportError as error:
-        raise UserError(
+        raise TrackingError(
             f"--db {shown} needs a package: {first_line(error)}; pip install 'lightning-glue[server]'"
         ) from None
     except sqlalchemy.exc.SQLAlchemyError as error:
-        raise UserError(f"--db {shown} cannot be reached: {first_line(error)}") from None
+        raise TrackingError(f"--db {shown} cannot be reached: {first_line(error)}") from None
 
 
 def check_address(host: str, port: int) -> None:
@@ -67,14 +67,14 @@ def check_address(host: str, port: int) -> None:
             probe.bind((host, port))
         except (OSError, OverflowError) as error:
             why = getattr(error, "strerror", None) or error
-            raise UserError(f"{host}:{port} cannot be used ({why}); choose another --port") from None
+            raise TrackingError(f"{host}:{port} cannot be used ({why}); choose another --port") from None
 
 
 def check_access(host: str, db: str | None, without_users: bool) -> None:
     """Raise UserError where others than this machine would reach a server that asks nobody for a password."""
     if db or without_users or _is_loopback(host):
         return
-    raise UserError(
+    raise TrackingError(
         f"--host {host} lets everybody in who can reach this machine, with no password; give --db for a server with "
         "users, or --without-users where that is meant"
     )
@@ -95,7 +95,7 @@ def check_artifacts(place: str) -> None:
     scheme, separator, _ = place.partition("://")
     package = _REMOTE.get(scheme) if separator else None
     if package and importlib.util.find_spec(package.partition(".")[0]) is None:
-        raise UserError(
+        raise TrackingError(
             f"--artifacts {hide_secrets(place)} needs the package {package}; pip install 'lightning-glue[server]'"
         )
 
@@ -110,11 +110,11 @@ def allowed_hosts(host: str, names: str) -> str:
 def team_environment(url: str, folder: Path) -> dict[str, str]:
     """Environment of a server with users, who are kept in the same database."""
     if not os.environ.get(PASSWORD):
-        raise UserError(f"--db: set {PASSWORD} to the password of the user admin, 12 characters or more")
+        raise TrackingError(f"--db: set {PASSWORD} to the password of the user admin, 12 characters or more")
     import importlib.util
 
     if importlib.util.find_spec("flask_wtf") is None:
-        raise UserError("--db: users need the package Flask-WTF; pip install 'lightning-glue[server]'")
+        raise TrackingError("--db: users need the package Flask-WTF; pip install 'lightning-glue[server]'")
     config = folder / "auth.ini"
     config.touch(mode=0o600)
     config.write_text(_AUTH.format(database=url.replace("%", "%%")))  # configparser reads % as its own

@@ -6,7 +6,7 @@ import sys
 from contextlib import suppress
 from pathlib import Path
 
-from lightning_glue.errors import UserError
+from lightning_glue.errors import TrackingError
 from lightning_glue.tracking.courier import Courier
 from lightning_glue.tracking.journal import Journal, is_alive
 from lightning_glue.tracking.journals import find_journal, journals, survey
@@ -79,7 +79,7 @@ def sync_all(root: Path, runs: list[str], uri: str | None) -> list[bool]:
     folders = [find_journal(root, run) for run in runs]
     for run, folder in zip(runs, folders):
         if folder is None:
-            raise UserError(f"{run}: no such run in {root}; give another folder with --journal")
+            raise TrackingError(f"{run}: no such run in {root}; give another folder with --journal")
     complete = [sync(folder, uri) for folder in folders or reversed(journals(root)) if folder]
     if not runs:
         _, unusable = survey(root)

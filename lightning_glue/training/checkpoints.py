@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import shutil
-import sys
 import time
 import uuid
 from pathlib import Path
@@ -17,7 +16,7 @@ from pytorch_lightning.callbacks import Checkpoint
 from pytorch_lightning.plugins import TorchCheckpointIO
 from pytorch_lightning.trainer.states import TrainerFn
 
-from lightning_glue.errors import UserError
+from lightning_glue.errors import CheckpointError, UserError
 from lightning_glue.model.checkpoint_file import safe_load
 from lightning_glue.tracking.logger import MLflowTracker
 from lightning_glue.training.callbacks import BestEvaluation, dev_metrics
@@ -31,6 +30,7 @@ from lightning_glue.training.lightning_internals import (
 from lightning_glue.training.module import GlueModule
 from lightning_glue.training.preemption import Preemption, Stopped
 from lightning_glue.utils import files
+from lightning_glue.utils.logs import log
 
 RECORD = "lightning_glue"  # key of a checkpoint's plain values: configuration, data digests, run
 POSITION = "position"
@@ -69,7 +69,7 @@ class AtomicCheckpointIO(TorchCheckpointIO):
             fault = _disk_fault(error)
             if fault is None:
                 raise
-            raise UserError(
+            raise CheckpointError(
                 f"cannot write the checkpoint {target}: {fault.strerror}; the one before is whole: free space, then "
                 f"--resume {checkpoint[RECORD]['run_id']}"
             ) from None
@@ -216,10 +216,11 @@ class Checkpoints(Checkpoint):
                 _link(self.folder / _named(step), self.folder / _BEST)
                 self._tell(trainer, _BEST)
             else:
-                print(
-                    f"warning: {self.folder / _BEST} of step {step}, the best so far, is gone or damaged; restore it: "
+                log.warning(
+                    "%s of step %d, the best so far, is gone or damaged; restore it: "
                     "unless a better evaluation follows, the run will fail at its end",
-                    file=sys.stderr,
+                    self.folder / _BEST,
+                    step,
                 )
         self._remove_superfluous(trainer, told=set())
 
@@ -231,7 +232,9 @@ class Checkpoints(Checkpoint):
         path = self.folder / _BEST
         checkpoint = safe_load(path)
         if checkpoint.get("global_step") != self.best.step:
-            raise UserError(f"{path} is of step {checkpoint.get('global_step')}, not of the best, {self.best.step}")
+            raise CheckpointError(
+                f"{path} is of step {checkpoint.get('global_step')}, not of the best, {self.best.step}"
+            )
         return checkpoint["state_dict"]
 
     def save_last(self, trainer: pl.Trainer) -> None:

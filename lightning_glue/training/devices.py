@@ -11,7 +11,7 @@ import torch
 from pytorch_lightning.strategies import DDPStrategy, SingleDeviceStrategy, Strategy
 
 from lightning_glue.config import Config, TrainerConfig
-from lightning_glue.errors import UserError
+from lightning_glue.errors import ConfigError
 from lightning_glue.utils.launch import ALONE, Launch, launch
 
 Precision = Literal["32-true", "bf16-mixed", "16-mixed", "64-true"]  # Lightning's names
@@ -41,10 +41,10 @@ def resolve_devices(config: TrainerConfig) -> Devices:
     gpus = min(available, 1) if config.gpus == "auto" else int(config.gpus)
     if gpus > available or (gpus and found.complete and found.local_world > available):
         if found.complete:
-            raise UserError(_too_few(found, available))
-        raise UserError(f"--gpus {gpus}: this machine shows {available} CUDA devices; use --gpus {available}")
+            raise ConfigError(_too_few(found, available))
+        raise ConfigError(f"--gpus {gpus}: this machine shows {available} CUDA devices; use --gpus {available}")
     if gpus and config.procs > 1:
-        raise UserError(f"--procs {config.procs} is for DDP on the CPU; with GPUs use --gpus alone, or --gpus 0")
+        raise ConfigError(f"--procs {config.procs} is for DDP on the CPU; with GPUs use --gpus alone, or --gpus 0")
     accelerator = "cuda" if gpus else "cpu"
     if found.complete:
         _check_agreement(config, found)
@@ -64,7 +64,7 @@ def _check_agreement(config: TrainerConfig, found: Launch) -> None:
     asked = {"--gpus": 0 if config.gpus == "auto" else int(config.gpus), "--procs": config.procs}
     for option, number in asked.items():
         if number > (option == "--procs") and number != found.local_world:
-            raise UserError(
+            raise ConfigError(
                 f"{found.by} started {found.local_world} processes on each of {found.nodes} nodes, but {option} asks "
                 f"for {number}; leave {option} out, or start {number} on each node"
             )
@@ -81,7 +81,7 @@ def check_port(devices: Devices) -> None:
             probe.bind(("", int(port)))
     except (OSError, OverflowError, ValueError) as error:
         why = getattr(error, "strerror", None) or "no port"
-        raise UserError(f"MASTER_PORT={port} cannot be used ({why}); unset it, or choose another") from None
+        raise ConfigError(f"MASTER_PORT={port} cannot be used ({why}); unset it, or choose another") from None
 
 
 def resolve_strategy(devices: Devices) -> Strategy:

@@ -98,14 +98,15 @@ def decided_by_leader(decide: Callable[[], Value]) -> Value:
         return decide()
     _connect(cluster_environment())
     answer: list[object] = [None, None]
+    mistake: UserError | None = None
     if found.leader:
         try:
             answer[0] = decide()
         except UserError as error:
-            answer[1] = str(error)
+            mistake, answer[1] = error, str(error)
     dist.broadcast_object_list(answer, src=0, device=torch.device("cpu"))
     if answer[1] is not None:
-        raise UserError(str(answer[1]))
+        raise mistake or UserError(str(answer[1]))
     return answer[0]  # type: ignore[return-value]
 
 

@@ -20,12 +20,15 @@ if TYPE_CHECKING:
     from lightning_glue.training.resume import Resume
 
 
+LOGGERS = ("pytorch_lightning", "lightning_fabric", "mlflow.system_metrics", "mlflow.store", "alembic")
+
+
 def quiet() -> None:
     """Keep Lightning's advertisements and notes about choices made on purpose off the terminal."""
     import logging
     import warnings
 
-    for name in ("pytorch_lightning", "lightning_fabric", "mlflow.system_metrics", "mlflow.store", "alembic"):
+    for name in LOGGERS:
         logging.getLogger(name).setLevel(logging.WARNING)
     warnings.filterwarnings("ignore", module="pytorch_lightning", message=".*does not have many workers.*")
     warnings.filterwarnings("ignore", message=".*your dataloader is not resumable.*")  # TrainSampler is

@@ -58,11 +58,13 @@ class Preemption:
     Attributes:
         received: the first signal; None as long as there is none.
         saved_step: optimizer step of the last checkpoint to resume from; None as long as there is none.
+        exits: whether a second Ctrl-C ends the process; False: it raises KeyboardInterrupt, the process is another's.
     """
 
     def __init__(self) -> None:
         self.received: signal.Signals | None = None
         self.saved_step: int | None = None
+        self.exits = True
         self._since = 0.0
         self._at_once = False
         self._before: dict[signal.Signals, Any] = {}
@@ -104,4 +106,6 @@ class Preemption:
             os.write(2, b"\nCtrl-C: stopping after this step, with a checkpoint; once more ends at once\n")
         elif time.monotonic() - self._since > _ONE_REQUEST_SECONDS:
             os.write(2, b"\nended at once\n")
+            if not self.exits:
+                raise KeyboardInterrupt
             os._exit(128 + number)

@@ -19,7 +19,7 @@ from typing import Any
 from lightning_glue import config as configuration
 from lightning_glue.config import Config, digest
 from lightning_glue.data.binarize import SplitInfo
-from lightning_glue.errors import UserError
+from lightning_glue.errors import TrackingError, UserError
 from lightning_glue.model.checkpoint_file import safe_load
 from lightning_glue.tracking.client import connect, is_missing
 from lightning_glue.tracking.journal import Journal, try_lock
@@ -34,6 +34,7 @@ from lightning_glue.training.preemption import INHERITED
 from lightning_glue.utils import files
 from lightning_glue.utils.digests import file_sha256
 from lightning_glue.utils.launch import is_distributed_child, launch
+from lightning_glue.utils.logs import log
 from lightning_glue.utils.paths import checkpoint_name, local_folder, sqlite_file
 from lightning_glue.utils.redact import first_line
 
@@ -42,7 +43,7 @@ _SCRATCH = ".scratch"  # below the folder of the journals
 _MOST = 1 << 20  # bytes of a manifest
 
 
-class PassedOver(UserError):
+class PassedOver(TrackingError):
     """A run that cannot be continued and never could be from here: ``--resume auto`` looks for another one."""
 
 
@@ -84,7 +85,7 @@ def read_checkpoint(path: Path) -> Resume:
     """
     checkpoint = safe_load(path, mapped=True)
     if POSITION not in checkpoint:
-        raise UserError(f"{path} cannot be resumed: it holds weights only; expected the last.ckpt of a run")
+        raise TrackingError(f"{path} cannot be resumed: it holds weights only; expected the last.ckpt of a run")
     record, position = checkpoint.get(RECORD), checkpoint[POSITION]
     known = isinstance(position, list | tuple) and [type(number) for number in position] == [int, int]
     if (
@@ -93,7 +94,7 @@ def read_checkpoint(path: Path) -> Resume:
         or not isinstance(record.get("run_id"), str)
         or not isinstance(record.get("config"), dict)
     ):
-        raise UserError(f"{path} cannot be resumed: run, configuration or position are missing in it")
+        raise TrackingError(f"{path} cannot be resumed: run, configuration or position are missing in it")
     return Resume(record["run_id"], path, record, (position[0], position[1]), int(checkpoint.get("global_step", 0)))
 
 
@@ -124,7 +125,7 @@ def find(reference: str, config: Config) -> Resume | None:
 def _find(reference: str, config: Config) -> Resume | None:
     if reference.endswith(".ckpt") or Path(reference).is_file():
         if not Path(reference).is_file():
-            raise UserError(f"--resume {reference}: no such file")
+            raise TrackingError(f"--resume {reference}: no such file")
         return read_checkpoint(Path(reference))
     if reference != "auto":
         return _of_run(reference, config)
@@ -134,9 +135,9 @@ def _find(reference: str, config: Config) -> Resume | None:
         try:
             return _of_run(run_id, config)
         except PassedOver as reason:
-            print(f"--resume auto passes over a run: {reason}", flush=True)
+            log.info("--resume auto passes over a run: %s", reason)
         except UserError as error:
-            raise UserError(f"--resume auto: {error}") from None
+            raise TrackingError(f"--resume auto: {error}") from None
     return None
 
 
@@ -174,7 +175,9 @@ def _read_or_say(path: Path, run_id: str) -> Resume:
     except UserError as error:
         best = path.with_name("best.ckpt")
         way = f"start a new one with --init-from {best}, or " if best.is_file() else "start a new run "
-        raise UserError(f"run {run_id} cannot go on: {error}; restore that file, or {way}without --resume") from None
+        raise TrackingError(
+            f"run {run_id} cannot go on: {error}; restore that file, or {way}without --resume"
+        ) from None
 
 
 def _local_places(folder: Path, state: State) -> list[Path]:
@@ -192,7 +195,7 @@ def _from_server(state: State, run_id: str, places: list[Path], config: Config) 
             return _fetch_checkpoints(uri or state.uri, state.run_id, root)
         except UserError as error:
             looked += f" and on the server ({error})"
-    raise UserError(
+    raise TrackingError(
         f"run {run_id} cannot go on: its last checkpoint is gone, looked for {looked}; restore it (from a backup, or "
         "by moving the folder back), or leave --resume out to start a new run"
     )
@@ -222,7 +225,7 @@ def scratch(root: Path) -> Iterator[Path]:
             stack.enter_context(try_lock(folder / "lock"))
             held = stack.pop_all()
     except OSError as error:
-        raise UserError(f"cannot write below {root}: {error.strerror}; see tracking.journal") from None
+        raise TrackingError(f"cannot write below {root}: {error.strerror}; see tracking.journal") from None
     with held:
         try:
             yield folder
@@ -248,7 +251,7 @@ def _fetch_checkpoints(uri: str | None, run_id: str, root: Path = Path(JOURNALS)
             if MANIFEST not in stored:
                 raise PassedOver(f"run {run_id} has no checkpoint on the server, and no journal in {root}")
             if stored[MANIFEST] > _MOST:
-                raise UserError(f"run {run_id}: {MANIFEST} has {stored[MANIFEST]} bytes; that is no manifest")
+                raise TrackingError(f"run {run_id}: {MANIFEST} has {stored[MANIFEST]} bytes; that is no manifest")
             target = stack.enter_context(scratch(root))
             (target / "checkpoints").mkdir()
             downloads = target / "download"
@@ -259,12 +262,12 @@ def _fetch_checkpoints(uri: str | None, run_id: str, root: Path = Path(JOURNALS)
             for path, (file, expected) in manifest.items():
                 fetched = Path(client.download_artifacts(run_id, file, str(downloads)))
                 if file_sha256(fetched) != expected:
-                    raise UserError(f"run {run_id}: {file} is damaged (its SHA-256 is not that of the manifest)")
+                    raise TrackingError(f"run {run_id}: {file} is damaged (its SHA-256 is not that of the manifest)")
                 fetched.replace(target / path)
         except UserError:
             raise
         except Exception as error:  # a store may be of any kind, and has errors of its own
-            raise UserError(f"run {run_id}: no checkpoint to be had ({first_line(error)})") from None
+            raise TrackingError(f"run {run_id}: no checkpoint to be had ({first_line(error)})") from None
         atexit.register(stack.pop_all().close)
         return target / _LAST
 
@@ -278,7 +281,7 @@ def _read_manifest(manifest: Path, run_id: str) -> dict[str, tuple[str, str]]:
             for path, entry in entries.items()
         }
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
-        raise UserError(f"run {run_id}: {MANIFEST} is damaged") from None
+        raise TrackingError(f"run {run_id}: {MANIFEST} is damaged") from None
 
 
 @contextmanager
@@ -329,7 +332,7 @@ def check_data(found: Resume, splits: dict[str, SplitInfo]) -> None:
     then, now = found.record.get("data", {}), split_digests(splits)
     for name in sorted(then.keys() | now.keys()):
         if found.path and then.get(name) != now.get(name):
-            raise UserError(
+            raise TrackingError(
                 f"run {found.run_id} cannot be resumed on other data: split {name} was {_short(then.get(name))}, "
                 f"is {_short(now.get(name))}; restore the files or start a new run"
             )
@@ -344,4 +347,6 @@ def check_config(found: Resume, config: Config) -> None:
     now, own = configuration.recorded(config), found.record.get("config", {})
     for key in configuration.identity(config):
         if key in own and now[key] != own[key]:
-            raise UserError(f"run {found.run_id} was started with {key}={own[key]}, not {now[key]}; leave {key} out")
+            raise TrackingError(
+                f"run {found.run_id} was started with {key}={own[key]}, not {now[key]}; leave {key} out"
+            )

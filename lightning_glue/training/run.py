@@ -40,6 +40,7 @@ class Caller:
         callbacks: of Lightning, besides the usual ones.
         checkpoints: folder for them instead of the run's.
         warm: what an earlier training left in this process.
+        shows: evaluations and progress on the terminal.
     """
 
     tags: Mapping[str, str] = {}
@@ -47,6 +48,7 @@ class Caller:
     callbacks: Sequence[pl.Callback] = ()
     checkpoints: Path | None = None
     warm: Warm | None = None
+    shows: bool = True
 
     def find(self, config: Config) -> Resume | None:
         """The interrupted run to go on with; asked before anything is made."""
@@ -108,7 +110,7 @@ class Training:
                 if found:
                     self.data.start = found.position
                 preemption.check()
-                self.best = self.fit(folder, caller.callbacks)
+                self.best = self.fit(folder, caller.callbacks, shows=caller.shows)
                 if leader:
                     self.conclude(self.best)
                 caller.ending(self, self.best)
@@ -134,10 +136,13 @@ class Training:
             if checkpoints == self.tracker.artifacts / "checkpoints":
                 self.tracker.log_artifact(f"checkpoints/{name}")
 
-    def fit(self, checkpoints: Path | None, more: Sequence[pl.Callback] = ()) -> BestEvaluation:
+    def fit(self, checkpoints: Path | None, more: Sequence[pl.Callback] = (), *, shows: bool = True) -> BestEvaluation:
         """Train, from the checkpoint that was found if any, and leave the best weights in ``module`` of process 0.
 
         Evaluates at least once.
+
+        Args:
+            shows: evaluations and progress on the terminal.
 
         Raises:
             Stopped: the processes agreed to stop.
@@ -147,9 +152,9 @@ class Training:
         from lightning_glue.training.lightning_internals import keep_signal_handlers
 
         module, data = self.module, self.data
-        callbacks = [*more, *make_callbacks(self.config, checkpoints, self.preemption)]
+        callbacks = [*more, *make_callbacks(self.config, checkpoints, self.preemption, shows=shows)]
         interval = evaluation_interval(self.config, len(data.train_dataloader()))
-        trainer = make_trainer(self.config, callbacks, self.tracker, interval)
+        trainer = make_trainer(self.config, callbacks, self.tracker, interval, shows=shows)
         keep_signal_handlers(trainer)
         trainer.fit(module, data, ckpt_path=self.found.path if self.found else None)
         saving = callbacks[-1]

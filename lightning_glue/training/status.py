@@ -12,6 +12,7 @@ from lightning_glue.errors import Diverged
 from lightning_glue.training.messages import how_to_go_on
 from lightning_glue.training.preemption import Preemption, Stopped
 from lightning_glue.utils.launch import is_distributed_child
+from lightning_glue.utils.logs import log
 from lightning_glue.utils.redact import first_line
 
 if TYPE_CHECKING:
@@ -37,8 +38,8 @@ def run_status(tracker: MLflowTracker, register: bool, preemption: Preemption, *
         crashed = _attempted(lambda: keep_tracebacks_left(tracker))
         _attempted(lambda: tracker.finish("FAILED" if crashed else "KILLED"))
         cause = stop.signal if isinstance(stop, Stopped) else signal.SIGINT
-        print(f"stopped by {cause.name}; run: {tracker.describe()}", file=sys.stderr)
-        print(how_to_go_on(tracker.run_id, preemption.saved_step if kept else None), file=sys.stderr)
+        log.info("stopped by %s; run: %s", cause.name, tracker.describe())
+        log.info("%s", how_to_go_on(tracker.run_id, preemption.saved_step if kept else None))
         sys.exit(128 + cause)
     except Diverged as error:
         where = error.where
@@ -53,7 +54,7 @@ def run_status(tracker: MLflowTracker, register: bool, preemption: Preemption, *
         with preemption.acting_at_once():
             tracker.finish("FINISHED", register)
     except Stopped as stop:
-        print(f"stopped by {stop.signal.name} when all was done; run: {tracker.describe()}", file=sys.stderr)
+        log.info("stopped by %s when all was done; run: %s", stop.signal.name, tracker.describe())
         raise
 
 
@@ -62,5 +63,5 @@ def _attempted(action: Callable[[], Any]) -> Any:
     try:
         return action()
     except Exception as error:
-        print(f"the run's end could not be written in full: {first_line(error)}", file=sys.stderr)
+        log.info("the run's end could not be written in full: %s", first_line(error))
         return None

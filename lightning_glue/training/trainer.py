@@ -49,7 +49,12 @@ def evaluation_interval(config: Config, batches: int) -> int | float:
 
 
 def make_trainer(
-    config: Config, callbacks: list[pl.Callback], tracker: MLflowTracker, interval: int | float = 1.0
+    config: Config,
+    callbacks: list[pl.Callback],
+    tracker: MLflowTracker,
+    interval: int | float = 1.0,
+    *,
+    shows: bool = True,
 ) -> pl.Trainer:
     import pytorch_lightning as pl
 
@@ -76,13 +81,19 @@ def make_trainer(
         callbacks=callbacks,
         plugins=[AtomicCheckpointIO(), cluster_environment()],
         logger=tracker,
-        enable_progress_bar=sys.stdout.isatty(),
+        enable_progress_bar=shows and sys.stdout.isatty(),
         enable_model_summary=False,
     )
 
 
-def make_callbacks(config: Config, checkpoints: str | Path | None, preemption: Preemption) -> list[pl.Callback]:
-    """Monitoring, the best and the last checkpoint in ``checkpoints`` (of process 0), early stopping if asked for."""
+def make_callbacks(
+    config: Config, checkpoints: str | Path | None, preemption: Preemption, *, shows: bool = True
+) -> list[pl.Callback]:
+    """Monitoring, the best and the last checkpoint in ``checkpoints`` (of process 0), early stopping if asked for.
+
+    Args:
+        shows: a line on the terminal for each evaluation, and a bar where it is one.
+    """
     from pytorch_lightning.callbacks import EarlyStopping, RichProgressBar
 
     from lightning_glue.training.callbacks import BestEvaluation, EvaluationLine, TrainingMonitor
@@ -90,8 +101,9 @@ def make_callbacks(config: Config, checkpoints: str | Path | None, preemption: P
 
     monitor = get_task(config.task.name).selection_metric
     best = BestEvaluation(monitor)
-    callbacks: list[pl.Callback] = [best, EvaluationLine(), TrainingMonitor(config.trainer.log_every)]
-    if sys.stdout.isatty():
+    callbacks: list[pl.Callback] = [best, *([EvaluationLine()] if shows else [])]
+    callbacks.append(TrainingMonitor(config.trainer.log_every))
+    if shows and sys.stdout.isatty():
         callbacks.append(RichProgressBar())
     if config.trainer.early_stopping_patience is not None:
         callbacks.append(EarlyStopping(monitor, patience=config.trainer.early_stopping_patience, mode="max"))

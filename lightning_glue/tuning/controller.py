@@ -10,7 +10,7 @@ import selectors
 import shutil
 import signal
 import statistics
-import sys
+import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
@@ -26,6 +26,7 @@ from lightning_glue.execution.executor import Executor, stop
 from lightning_glue.execution.job import Job
 from lightning_glue.tuning.space import Space
 from lightning_glue.tuning.study import SharedStudy
+from lightning_glue.utils.logs import log
 
 _READABLE = 40  # characters of a study's name in the name of its folder
 _FAILURES_IN_A_ROW = 3  # after which something other than the parameters must be wrong
@@ -104,7 +105,9 @@ class Controller:
         Raises:
             UserError: a training says that the user has made a mistake, or trial after trial fails.
         """
-        previous = {number: signal.signal(number, self._stop) for number in (signal.SIGINT, signal.SIGTERM)}
+        previous = {}
+        if threading.current_thread() is threading.main_thread():
+            previous = {number: signal.signal(number, self._stop) for number in (signal.SIGINT, signal.SIGTERM)}
         try:
             while not self.stopped_by and self._assign():
                 for key, _ in self.selector.select(timeout=0.5):
@@ -189,7 +192,7 @@ class Controller:
         try:
             self._heard(group, running, rank, message)
         except UserError as error:
-            print(f"warning: trial {running.number}: {error}", file=sys.stderr)
+            log.warning("trial %d: %s", running.number, error)
 
     def _heard(self, group: Executor, running: Running, rank: int, message: Message) -> None:
         match message["event"]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections import Counter
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
@@ -15,6 +14,7 @@ from lightning_glue.tuning.slots import Slots, is_surplus
 from lightning_glue.tuning.space import with_parameters
 from lightning_glue.tuning.values import best_of, value_of
 from lightning_glue.utils.console import command
+from lightning_glue.utils.logs import log
 from lightning_glue.utils.redact import hide_secrets
 
 if TYPE_CHECKING:
@@ -45,7 +45,7 @@ def keep_recipe(search: Search, study: SharedStudy, best: FrozenTrial) -> bool:
             value=value_of(best), trials=done,
         )  # fmt: skip
     except OSError as error:
-        print(f"warning: the best recipe cannot be kept: {error.filename}: {error.strerror}", file=sys.stderr)
+        log.warning("the best recipe cannot be kept: %s: %s", error.filename, error.strerror)
         return False
     return True
 

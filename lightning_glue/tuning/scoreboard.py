@@ -56,12 +56,14 @@ class Scoreboard:
     Args:
         metric: name of the selection metric.
         groups: trials that run at once on this machine.
+        shows: False: nothing.
     """
 
-    def __init__(self, metric: str, groups: int) -> None:
+    def __init__(self, metric: str, groups: int, *, shows: bool = True) -> None:
         self.metric, self.groups = metric, groups
-        self.console = Console(stderr=True)
-        self.live = Live(console=self.console, refresh_per_second=2) if self.console.is_terminal else None
+        self.console = Console(stderr=True, quiet=not shows)
+        live = shows and self.console.is_terminal
+        self.live = Live(console=self.console, refresh_per_second=2) if live else None
 
     def __enter__(self) -> Scoreboard:
         if self.live:

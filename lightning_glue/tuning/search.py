@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from lightning_glue import config as configuration
 from lightning_glue.tuning.request import Request, Search, compose_search, default_name
+from lightning_glue.utils.logs import log
 from lightning_glue.utils.quick_imports import quick_imports
 from lightning_glue.utils.redact import hide_secrets
 
@@ -50,7 +51,7 @@ def open_study(request: Request, search: Search) -> SharedStudy:
     total = min(total, len(first)) if tune.sampler == "grid" else total
     planned = study.asked_for()
     if total < planned:
-        print(f"study {study.name!r} is to have {planned} trials; this command works for the first {total} of them")
+        log.info("study %r is to have %d trials; this one works for the first %d of them", study.name, planned, total)
     study.fill_queue(total, first, grows=total >= planned and tune.sampler != "grid")
     return study
 
@@ -104,8 +105,15 @@ class Finished:
     error: str
 
 
-def run(request: Request) -> Finished:
-    """Run this machine's share of a study."""
+def run(request: Request, *, shows: bool = True) -> Finished:
+    """Run this machine's share of a study.
+
+    Args:
+        shows: what is done and what came out, on the terminal.
+
+    Raises:
+        UserError: a mistake in the request or in a training's configuration, or the storage cannot be used.
+    """
     search = compose_search(request)
 
     import optuna
@@ -126,8 +134,9 @@ def run(request: Request) -> Finished:
     study = open_study(request, search)
     tracking = start_tracking(search, study)
     where = hide_secrets(request.storage)
-    print(f"study {study.name} at {where}: {len(search.space)} parameters, {len(search.places)} at a time")
-    board = Scoreboard(search.metric, len(search.places))
+    if shows:
+        print(f"study {study.name} at {where}: {len(search.space)} parameters, {len(search.places)} at a time")
+    board = Scoreboard(search.metric, len(search.places), shows=shows)
     controller = Controller(
         study,
         search.space,
@@ -144,5 +153,6 @@ def run(request: Request) -> Finished:
         status, error = study_status(study, controller)
     finally:
         tracking.close(status)
-    report_study(search, study, tracking, request.storage)
+    if shows:
+        report_study(search, study, tracking, request.storage)
     return Finished(study, tracking.tracker.run_id, controller.stopped_by, error)

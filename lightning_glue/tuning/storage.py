@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 import time
 import warnings
 from collections.abc import Callable
@@ -13,6 +12,7 @@ import optuna
 from optuna.storages import BaseStorage
 
 from lightning_glue.errors import UserError
+from lightning_glue.utils.logs import log
 from lightning_glue.utils.redact import first_line, hide_secrets
 
 if TYPE_CHECKING:
@@ -117,7 +117,7 @@ class Patience:
                 if time.monotonic() - start > PATIENCE_SECONDS:
                     raise UserError(f"storage of study {self.study!r} is away: {reason}; run again to go on") from None
                 if not away:
-                    print(f"warning: storage is away, trying again: {reason}", file=sys.stderr, flush=True)
+                    log.warning("storage is away, trying again: %s", reason)
                 away = True
                 time.sleep(min(wait, self.longest))
                 wait *= 2

@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,6 +20,7 @@ from optuna.trial import FrozenTrial, TrialState
 from lightning_glue.tracking import provenance
 from lightning_glue.tuning.values import value_of
 from lightning_glue.utils.files import new_file
+from lightning_glue.utils.logs import log
 from lightning_glue.utils.redact import first_line, hide_secrets
 
 if TYPE_CHECKING:
@@ -100,7 +102,7 @@ class StudyTracking:
             try:
                 journal.append({"tags": tags})
             except OSError as error:  # a full disk; it says so itself where it matters
-                warnings.warn(f"journal {folder} lacks {tags}: {first_line(error)}", stacklevel=1)
+                log.warning("journal %s lacks %s: %s", folder, tags, first_line(error))
             finally:
                 journal.close()
             watch(folder)
@@ -124,7 +126,7 @@ class StudyTracking:
                     keep(folder / f"{name}.png", data)
         except Exception as error:  # of a plot; it may not end the study
             seconds = 0.0
-            warnings.warn(f"no figures of study {self.study.name}: {first_line(error)}", stacklevel=1)
+            log.warning("no figures of study %s: %s", self.study.name, first_line(error))
         self._next = time.monotonic() + max(_REFRESH_SECONDS, seconds / _SHARE)
         self._drawing = None
 
@@ -136,9 +138,25 @@ def keep(path: Path, data: bytes) -> None:
 
 def draw(study: optuna.Study, metric: str) -> tuple[dict[str, bytes], float]:
     """Optuna's plots as PNG files, by name, those it has enough trials for; and the seconds they took."""
+    with drawing_without_a_screen():
+        return _draw(study, metric)
+
+
+@contextmanager
+def drawing_without_a_screen() -> Iterator[None]:
+    """Within, matplotlib draws into memory; afterwards as before, in a notebook for instance."""
     import matplotlib
 
+    before = matplotlib.get_backend(auto_select=False)
     matplotlib.use("Agg")
+    try:
+        yield
+    finally:
+        if before:
+            matplotlib.use(before)
+
+
+def _draw(study: optuna.Study, metric: str) -> tuple[dict[str, bytes], float]:
     from matplotlib import pyplot
     from optuna.visualization import matplotlib as plots
 

@@ -6,13 +6,18 @@ import argparse
 import shlex
 import shutil
 import sys
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from contextvars import ContextVar
 from pathlib import Path
 from typing import NoReturn
 
 from lightning_glue.errors import UserError
+from lightning_glue.utils.logs import log
 from lightning_glue.utils.redact import hide_secrets
+
+LINE_SECONDS = 60.0  # between two lines of progress, and before the first
 
 
 def program(name: str) -> str:
@@ -36,20 +41,76 @@ class Parser(argparse.ArgumentParser):
         self.exit(2, f"error: {message.removesuffix(optional)}; see {self.prog} --help\n")
 
 
+_bars: ContextVar[bool] = ContextVar("bars", default=True)
+
+
+@contextmanager
+def no_bars() -> Iterator[None]:
+    """Within, progress is lines of the logger even on a terminal: nothing is drawn there."""
+    token = _bars.set(False)
+    try:
+        yield
+    finally:
+        _bars.reset(token)
+
+
+def draws_bars() -> bool:
+    """Whether progress is drawn: stderr is a terminal, and nobody has forbidden it."""
+    return _bars.get() and sys.stderr.isatty()
+
+
+class ProgressLines:
+    """Progress of long work where nothing is drawn: every so often a line with amount, rate and time left.
+
+    Args:
+        title: what is being done.
+        shown: an amount in words.
+        every: seconds between two lines, and before the first.
+    """
+
+    def __init__(self, title: str, shown: Callable[[float], str], every: float = LINE_SECONDS) -> None:
+        self.title, self.shown, self.every = title, shown, every
+        self._begin = self._next = time.monotonic()
+        self._first: float | None = None  # amount that was there before: a download that goes on
+        self._next += every
+
+    def update(self, done: float, total: float | None) -> None:
+        """Args: done, total: amounts so far and in all; None: nobody knows."""
+        moment = time.monotonic()
+        self._first = done if self._first is None else self._first
+        if moment < self._next:
+            return
+        self._next = moment + self.every
+        rate = (done - self._first) / max(moment - self._begin, 1e-9)
+        left = f", {time.strftime('%H:%M:%S', time.gmtime((total - done) / rate))} left" if total and rate else ""
+        log.info("%s: %s%s, %s/s%s", self.title, self.shown(done), f" of {self.shown(total)}" if total else "",
+                 self.shown(rate), left)  # fmt: skip
+
+
 @contextmanager
 def progress_bar(title: str, total: int, unit: str) -> Iterator[Callable[[int], None]]:
-    """Show ``title``, a bar, the rate and the time left on stderr; silent when stderr is no terminal.
+    """Show ``title``, a bar, the rate and the time left on stderr; where that is no terminal, a line a minute.
 
     Yields:
         A function that moves the bar by a number of ``unit``.
     """
+    if not draws_bars():
+        lines, done = ProgressLines(title, lambda amount: f"{amount:,.0f} {unit}"), 0
+
+        def count_up(count: int) -> None:
+            nonlocal done
+            done += count
+            lines.update(done, total)
+
+        lines.update(0, total)
+        yield count_up
+        return
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn(unit))
     rate = TextColumn("{task.fields[rate]}")
-    console = Console(stderr=True)
-    with Progress(*columns, rate, TimeRemainingColumn(), console=console, disable=not console.is_terminal) as bar:
+    with Progress(*columns, rate, TimeRemainingColumn(), console=Console(stderr=True)) as bar:
         task = bar.add_task(title, total=total, rate="")
 
         def advance(count: int) -> None:

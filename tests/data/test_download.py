@@ -8,6 +8,7 @@ import logging
 import multiprocessing
 import os
 import pty
+import re
 import socket
 import subprocess
 import sys
@@ -124,7 +125,7 @@ def test_plain_download(server, fetch, caplog) -> None:
 def test_progress_bar_on_a_terminal(server, tmp_path) -> None:
     ours, theirs = pty.openpty()
     code = (
-        "import sys, pathlib; from lightning_glue.download import download\n"
+        "import sys, pathlib; from lightning_glue.data.download import download\n"
         "download(sys.argv[1], pathlib.Path('f'), None, label='the file')"
     )
     command = [sys.executable, "-c", code, server.url]
@@ -400,3 +401,13 @@ def test_damaged_archive(tmp_path, make, extract) -> None:
     with pytest.raises(UserError, match="a is not a readable archive: .*delete it and run again"):
         extract(archive, tmp_path / "out", ("model.pt",))
     assert [path.name for path in tmp_path.iterdir()] == ["a"]
+
+
+def test_a_long_download_says_how_far_it_is_where_stderr_is_no_terminal(fetch, caplog, monkeypatch) -> None:
+    monkeypatch.setattr("lightning_glue.data.download._LINE_SECONDS", 0.0)
+    monkeypatch.setattr("lightning_glue.data.download._CHUNK", 1 << 16)
+    with caplog.at_level(logging.INFO):
+        fetch(label="the file")
+    assert caplog.messages[0] == "downloading the file"
+    assert re.fullmatch(r"the file: 0\.[0-3] MB of 0\.3 MB, .* MB/s.*", caplog.messages[-2])
+    assert caplog.messages[-1] == "downloaded the file (0.3 MB)"

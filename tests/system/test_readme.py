@@ -6,7 +6,7 @@ import json
 import re
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import mlflow
@@ -46,7 +46,7 @@ def blocks() -> list[tuple[str, str]]:
 
 
 @pytest.fixture(scope="module")
-def trained(cache: Path, bpe_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+def trained(cache: Path, bpe_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, Path]]:
     """A folder with a registered model of RTE, and the fairseq directory of its run."""
     folder = tmp_path_factory.mktemp("readme")
     glue = sources.glue_directory(TASKS["RTE"], "sample", None)
@@ -56,7 +56,9 @@ def trained(cache: Path, bpe_dir: Path, tmp_path_factory: pytest.TempPathFactory
         "glue-rte", "champion"
     )
     (export,) = folder.glob(f"mlruns/*/{version.run_id}/artifacts/fairseq")
-    return folder, export
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("ROBERTA_BPE_DIR", str(bpe_dir))  # for what is trained by the code itself
+        yield folder, export
 
 
 def answers(code: str, probe: str, folder: Path) -> list[list[str]]:
@@ -87,9 +89,24 @@ def pyfunc_answers(code: str, trained: tuple[Path, Path]) -> list[str]:
     return first
 
 
+def library_answers(code: str, trained: tuple[Path, Path]) -> list[str]:
+    """With a model and data that need no minutes."""
+    for usual, small in {
+        'model="minilm", data="glue", max_epochs=3': 'model="tiny", data="sample", gpus=0, max_steps=2',
+        "trials=20": 'trials=1, model="tiny", data="sample", gpus=0, max_epochs=1',
+    }.items():
+        assert code.count(usual) == 1
+        code = code.replace(usual, small)
+    first, second = answers(code, "model.predict('a', 'b').probabilities.tolist()", trained[0])
+    assert first == second
+    assert "optimizer.lr" in first[1]
+    return first
+
+
 RUNNERS: dict[str, Callable[[str, tuple[Path, Path]], list[str]]] = {
     "from fairseq.models.roberta import RobertaModel": fairseq_answers,
     "import mlflow": pyfunc_answers,
+    "import lightning_glue as lg": library_answers,
 }
 
 

@@ -602,7 +602,7 @@ def test_auto_passes_over_runs_that_never_had_a_checkpoint(
     run_id = stored_run(store, files)
     monkeypatch.setattr(resuming, "unfinished_runs", lambda *_: [run_id])  # it is asked of servers alone
     assert resuming.find("auto", small()) is None
-    assert f"--resume auto passes over a run: run {run_id} has no" in capsys.readouterr().out
+    assert f"--resume auto passes over a run: run {run_id} has no" in capsys.readouterr().err
     with pytest.raises(UserError, match=f"run {run_id} has no"):
         resuming.find(run_id, small())
 

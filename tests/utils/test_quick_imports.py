@@ -11,7 +11,7 @@ from lightning_glue.utils.quick_imports import Deferred, deferred
 
 AFTERWARDS = """
 import sys
-from lightning_glue.imports import NEVER_CALLED, quick_imports
+from lightning_glue.utils.quick_imports import NEVER_CALLED, quick_imports
 with quick_imports():
     import torchmetrics
     from fairseq.criterions import sentence_prediction

@@ -1,0 +1,360 @@
+"""The library: :func:`fit`, :func:`load` and :func:`search`, as ``lightning_glue`` exports them.
+
+They raise and never exit, print nothing unless asked to, and leave signal handlers, warning filters, logging levels,
+random states and the environment as they were. What is to be said besides goes through the logger ``lightning_glue``.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from lightning_glue.config.arguments import Overrides, make_overrides, to_overrides
+from lightning_glue.errors import CheckpointError, ConfigError, Interrupted, UserError
+from lightning_glue.utils.console import no_bars
+from lightning_glue.utils.quick_imports import quick_imports
+
+if TYPE_CHECKING:
+    from lightning_glue.config import Config
+    from lightning_glue.inference.text_model import Model
+
+
+@dataclass(frozen=True)
+class Run:
+    """A finished training.
+
+    Attributes:
+        id: MLflow's id of the run.
+        metrics: of the best evaluation, by name: ``dev/accuracy`` and the like from 0 to 1 (correlations from -1),
+            ``dev/loss`` in nats (regression: squared error of the scaled target).
+        folder: directory of the exported best model on this machine, which :func:`load` and fairseq read; None where
+            artifacts are in a remote store, or with ``checkpoints=False``.
+
+    >>> import lightning_glue as lg
+    >>> run = lg.fit("SST-2", model="tiny", data="sample", max_steps=2)
+    >>> len(run.id), sorted(run.metrics)
+    (32, ['dev/accuracy', 'dev/loss'])
+    """
+
+    id: str
+    metrics: Mapping[str, float] = field(hash=False)
+    folder: str | None
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One trial of a study.
+
+    Attributes:
+        number: counted from 0.
+        state: ``complete``, ``pruned``, ``fail``, ``running`` or ``waiting``.
+        value: the selection metric's highest; of a pruned trial the last one; None without an evaluation.
+        params: what it was trained with, by dotted key.
+        runs: ids of its MLflow runs, one for each seed or attempt.
+    """
+
+    number: int
+    state: str
+    value: float | None
+    params: Mapping[str, Any] = field(hash=False)
+    runs: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Study:
+    """A search, as far as it has come.
+
+    Attributes:
+        name: of the study; :func:`search` with the same name goes on with it.
+        best_value: the task's selection metric of the best trial, for example accuracy from 0 to 1.
+        best_params: its hyperparameters by dotted key, as ``overrides`` of :func:`fit` takes them.
+        best_run: id of its (last) MLflow run.
+        run_id: of the study's own MLflow run.
+        trials: all of them, by number.
+
+    >>> import lightning_glue as lg
+    >>> study = lg.search("SST-2", trials=1, model="tiny", data="sample", overrides={"trainer.max_epochs": 1})
+    >>> study.best_value == study.trials[0].value, study.trials[0].state
+    (True, 'complete')
+    """
+
+    name: str
+    best_value: float
+    best_params: Mapping[str, Any] = field(hash=False)
+    best_run: str | None
+    run_id: str
+    trials: tuple[Trial, ...] = field(repr=False)
+
+
+def fit(
+    task: str | None = None,
+    model: str | os.PathLike[str] | None = None,
+    data: str | None = None,
+    *,
+    experiment: str | None = None,
+    resume: str | None = None,
+    init_from: str | Run | None = None,
+    gpus: int | str | None = None,
+    procs: int | None = None,
+    overrides: Overrides = (),
+    verbose: bool = False,
+    **keys: Any,
+) -> Run:
+    """Fine-tune a model on a GLUE task, in a tracked MLflow run; blocks until that is finished.
+
+    It does what ``python -m lightning_glue.train`` does, in this process. Several GPUs or processes are workers
+    started for it, whatever this process is (a script, a notebook); under torchrun or srun it is their processes.
+    Ctrl-C, SIGTERM and a closed terminal end it after the step, with a checkpoint, where it runs in the main thread;
+    in another thread no signal handler is touched. One training at a time in a process. What another process than the
+    first of torchrun's or srun's gets has metrics alone.
+
+    Args:
+        task: CoLA, SST-2, MRPC, STS-B, QQP, MNLI, QNLI, RTE or WNLI; may be left out with an ``experiment``, or where
+            ``resume`` names a run.
+        model: ``minilm``, ``roberta.base`` (default where GPUs are asked for), ... or the path of a fairseq ``*.pt``.
+        data: ``glue`` (``$GLUE_DIR``, else the cache, else a download) or ``sample`` (generated).
+        experiment: a recipe below ``experiments/``.
+        resume: id or ``last.ckpt`` of an interrupted run that goes on; ``auto``: the newest of this configuration.
+        init_from: run or checkpoint whose encoder is the start.
+        gpus: of this machine; 0: the CPU. Default: one if there is one.
+        procs: DDP processes on the CPU.
+        overrides: any key of ``conf/``: ``["optimizer.lr=1e-5"]``, or ``{"optimizer.lr": 1e-5}``.
+        verbose: print what is trained on, a line for each evaluation, and progress on a terminal.
+        keys: keys of ``conf/`` by their last part, where that names one: ``max_epochs=3, lr=1e-5, batch_size=16``.
+
+    Returns:
+        The :class:`Run`.
+
+    Raises:
+        ConfigError: an unknown task, model or key, or a value out of range.
+        DataError: the task's files are missing or malformed.
+        CheckpointError: what the model is to start from cannot be used.
+        TrackingError: MLflow or the run to resume cannot be used.
+        Diverged: the weights ceased to be numbers; the run is FAILED.
+        UserError: the base of all these.
+        Interrupted: (a KeyboardInterrupt) it was told to stop; the run is KILLED, and the text says how to go on.
+
+    >>> import lightning_glue as lg
+    >>> run = lg.fit("RTE", model="tiny", data="sample", max_steps=2, overrides=["optimizer.warmup_ratio=0.1"])
+    >>> sorted(run.metrics), run.folder.endswith("fairseq")
+    (['dev/accuracy', 'dev/loss'], True)
+    """
+    start = init_from.id if isinstance(init_from, Run) else init_from
+    flags = {"trainer.gpus": None if gpus is None else str(gpus), "trainer.procs": procs, "init_from": start}
+    given = make_overrides({key: value for key, value in flags.items() if value is not None}, overrides, keys)
+    if task is None and experiment is None and resume in (None, "auto"):
+        raise ConfigError('no task; expected fit("RTE", ...), or an experiment, or the id of a run to resume')
+    if model is None and not experiment and gpus not in (None, 0, "0"):
+        model = "roberta.base"
+    asked = {"task": task, "model": None if model is None else os.fspath(model), "data": data, "experiment": experiment}
+    config = _compose(asked, given, resume)
+    with _in_library(verbose):
+        return _train(config, resume, verbose)
+
+
+def _compose(asked: dict[str, str | None], given: dict[str, Any], resume: str | None) -> Config:
+    """The configuration that is asked for, or that of the run to resume."""
+    from lightning_glue import config as configuration
+
+    present = configuration.compose(to_overrides(given), **asked)
+    if resume in (None, "auto"):
+        return present
+    from lightning_glue.training.own_config import continued
+    from lightning_glue.training.resume import find
+
+    own = find(str(resume), present)
+    assert own
+    said = {"task": "task.name", "model": "model.name", "data": "data.source"}
+    keys = {key for name, key in said.items() if asked[name] is not None} | given.keys()
+    return continued(str(resume), own.record["config"], present, set(keys))
+
+
+@contextmanager
+def _in_library(verbose: bool) -> Iterator[None]:
+    """Import what takes seconds; afterwards the process is as it was before."""
+    with quick_imports():
+        import pytorch_lightning  # noqa: F401
+
+        from lightning_glue.training.messages import LOGGERS
+        from lightning_glue.utils.guest import as_a_guest
+
+    with ExitStack() as stack:
+        stack.enter_context(as_a_guest([*LOGGERS, "fairseq", "optuna"]))
+        if not verbose:
+            stack.enter_context(no_bars())
+        yield
+
+
+def _train(config: Config, resume: str | None, verbose: bool) -> Run:
+    from lightning_glue.execution.fit_job import FitCaller
+    from lightning_glue.execution.fit_job import fit as fit_here
+    from lightning_glue.execution.fit_workers import fit_in_workers, how_to_go_on
+    from lightning_glue.training.devices import resolve_devices
+    from lightning_glue.training.messages import quiet
+    from lightning_glue.utils.launch import launch
+
+    quiet()
+    devices = resolve_devices(config.trainer)
+    if devices.world > 1 and not launch().complete:
+        done = fit_in_workers(config, resume, verbose, devices.world if devices.accelerator == "cuda" else 0)
+        return Run(done.run_id, done.metrics, done.folder)
+    caller = FitCaller(resume, verbose)
+    try:
+        done = fit_here(config, caller)
+        return Run(done.run_id, done.metrics, done.folder)
+    except SystemExit as stop:
+        code = stop.code
+    if not isinstance(code, int) or 0 < code <= 128:
+        raise UserError(f"the training ended with exit code {code}")
+    cause = signal.Signals(code - 128).name if code else "process 0"  # whom the other processes follow
+    raise Interrupted(how_to_go_on(cause, caller.run_id), caller.run_id)
+
+
+def load(run: Run | str | os.PathLike[str], *, uri: str | None = None, device: str | None = None) -> Model:
+    """The model of a run, to predict with. Nothing in its files is executed.
+
+    Args:
+        run: a :class:`Run`; an MLflow run id; ``models:/glue-rte@champion`` or ``models:/glue-rte/3``; an exported
+            directory or a ``*.pt`` in one; or a ``*.ckpt`` of a training, whose tokenizer is that of the run's export
+            beside it, else the one its configuration names.
+        uri: the tracking store of a run id or a registered model. Default: MLFLOW_TRACKING_URI, else ``mlflow.db``.
+        device: ``cpu`` or ``cuda``. Default: the GPU if there is one.
+
+    Returns:
+        :class:`~lightning_glue.inference.text_model.Model` with ``predict(texts, pairs)``.
+
+    Raises:
+        CheckpointError: nothing is there, or no model that can be used.
+        TrackingError: the store cannot be used, or has no such run or model.
+        UserError: the base of both.
+
+    >>> import lightning_glue as lg
+    >>> run = lg.fit("SST-2", model="tiny", data="sample", max_steps=2)
+    >>> model = lg.load(run)
+    >>> len(model.predict(["A fine film.", "A dull film."]).labels)
+    2
+    """
+    with quick_imports():
+        import torch
+
+        from lightning_glue.inference.finetuned import load_fine_tuned
+        from lightning_glue.inference.text_model import Model
+        from lightning_glue.inference.training_checkpoint import load_training_checkpoint
+        from lightning_glue.tracking.artifacts import locate
+        from lightning_glue.tracking.registry import locate_version
+        from lightning_glue.utils.guest import as_a_guest
+
+    available = torch.cuda.is_available()
+    device = device or ("cuda" if available else "cpu")
+    if device not in ("cpu", "cuda") or (device == "cuda" and not available):
+        raise ConfigError(f"device={device!r}; expected cpu" + (" or cuda" if available else ": no GPU is to be had"))
+    with as_a_guest(["fairseq"]):
+        if isinstance(run, Run):
+            run = run.folder if run.folder and os.path.isdir(run.folder) else run.id
+        reference = os.fspath(run)
+        if not isinstance(reference, str) or not reference:
+            raise CheckpointError(f"{reference!r} names no model; expected a run, its id, a path or models:/name@alias")
+        path = locate_version(reference, uri) if reference.startswith("models:/") else locate(reference, uri)
+        return Model(load_training_checkpoint(path) if path.suffix == ".ckpt" else load_fine_tuned(path), device)
+
+
+def search(
+    task: str,
+    trials: int | None = None,
+    *,
+    model: str | os.PathLike[str] | None = None,
+    data: str | None = None,
+    experiment: str | None = None,
+    study: str | None = None,
+    storage: str | None = None,
+    workers: int | None = None,
+    gpus: int | None = None,
+    gpus_per_trial: int = 1,
+    trials_per_gpu: int = 1,
+    procs: int = 1,
+    retries: int | None = None,
+    overrides: Overrides = (),
+    verbose: bool = False,
+    **keys: Any,
+) -> Study:
+    """Search a task's hyperparameters with Optuna; blocks until this machine's share of the study is done.
+
+    It does what ``python -m lightning_glue.tune`` does. Trials are trainings in processes of their own; the same call
+    again goes on with the study. Ctrl-C gives unfinished trials back.
+
+    Args:
+        task, model, data, experiment: as of :func:`fit`.
+        trials: of the whole study. Default: ``conf/tune/<task>.yaml``.
+        study: its name. Default: made of task, model, data and space.
+        storage: an address of Optuna's, or the path of a journal file. Default: OPTUNA_STORAGE, else ``optuna.db``.
+        workers: trials at a time on this machine.
+        gpus: of this machine to use; 0: the CPU. Default: all.
+        gpus_per_trial, trials_per_gpu, procs, retries: as of the command.
+        overrides, keys: as of :func:`fit`; a key of the search space is then fixed. ``tune.seeds=5`` and the like too.
+        verbose: print what the command prints.
+
+    Returns:
+        The :class:`Study`.
+
+    Raises:
+        ConfigError, DataError, CheckpointError, TrackingError: as of :func:`fit`.
+        UserError: the base of these; also where the storage cannot be used, or no trial completed.
+        Interrupted: (a KeyboardInterrupt) it was told to stop.
+
+    >>> import lightning_glue as lg
+    >>> study = lg.search("SST-2", trials=1, model="tiny", data="sample", workers=1, max_epochs=1)
+    >>> sorted(study.best_params)[:2]
+    ['data.batch_size', 'model.dropout']
+    """
+    given = make_overrides({}, overrides, keys, tune=True)
+    with _in_library(verbose):
+        from lightning_glue.tuning.search import DEFAULT_STORAGE, Request, run
+
+        done = run(
+            Request(
+                task,
+                None if model is None else os.fspath(model),
+                data,
+                experiment,
+                trials,
+                study,
+                storage or os.environ.get("OPTUNA_STORAGE") or DEFAULT_STORAGE,
+                workers,
+                gpus,
+                gpus_per_trial,
+                trials_per_gpu,
+                procs,
+                retries,
+                to_overrides(given),
+            ),
+            shows=verbose,
+        )
+        if done.stopped_by:
+            name = done.study.name
+            raise Interrupted(f'stopped by {done.stopped_by.name}; search(..., study="{name}") goes on', done.run_id)
+        if done.error:
+            raise UserError(done.error)
+        return _study(done.study, done.run_id)
+
+
+def _study(shared: Any, run_id: str) -> Study:
+    from lightning_glue.tuning.search import best_trial
+    from lightning_glue.tuning.slots import is_surplus
+
+    def runs(trial: Any) -> tuple[str, ...]:
+        return tuple(trial.user_attrs.get("runs", ()))
+
+    best = best_trial(shared)
+    if best is None:
+        raise UserError(f"study {shared.name!r}: no trial completed yet; others are at work")
+    trials: Sequence[Trial] = [
+        Trial(trial.number, trial.state.name.lower(), trial.value, dict(trial.params), runs(trial))
+        for trial in shared.trials()
+        if not is_surplus(trial)
+    ]
+    of_best = runs(best)
+    return Study(shared.name, best.value, dict(best.params), of_best[-1] if of_best else None, run_id, tuple(trials))
