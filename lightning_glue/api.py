@@ -312,7 +312,8 @@ def search(
     """
     given = make_overrides({}, overrides, keys, tune=True)
     with _in_library(verbose):
-        from lightning_glue.tuning.search import DEFAULT_STORAGE, Request, run
+        from lightning_glue.tuning.request import DEFAULT_STORAGE, Request
+        from lightning_glue.tuning.search import run
 
         done = run(
             Request(
@@ -342,7 +343,7 @@ def search(
 
 
 def _study(shared: Any, run_id: str) -> Study:
-    from lightning_glue.tuning.search import best_trial
+    from lightning_glue.tuning.results import best_trial
     from lightning_glue.tuning.slots import is_surplus
 
     def runs(trial: Any) -> tuple[str, ...]:

@@ -14,6 +14,7 @@ import torch
 from torch.utils.data import Sampler
 
 from lightning_glue.data.tokenizer import PAD
+from lightning_glue.errors import ConfigError
 
 
 @dataclass(frozen=True)

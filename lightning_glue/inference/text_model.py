@@ -89,7 +89,7 @@ class Model:
             counts = " and ".join(str(len(column)) for column in columns)
             raise DataError(f"{self.task.name}: {counts} texts; expected a pair for each text")
         for name, column in zip(("texts", "pairs"), columns):
-            check_texts(self.task, column, lambda i, name=name: f"{name}[{i}]", "take it out")
+            check_texts(self.task, column, partial("{}[{}]".format, name), "take it out")
         return self.answer(columns)
 
     def answer(self, columns: Sequence[Sequence[str]]) -> Predictions:

@@ -30,6 +30,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from lightning_glue.utils import files
+from lightning_glue.utils.logs import log
 
 Record = dict[str, Any]
 _HEAD = 8
