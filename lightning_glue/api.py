@@ -357,5 +357,6 @@ def _study(shared: Any, run_id: str) -> Study:
         for trial in shared.trials()
         if not is_surplus(trial)
     ]
-    of_best = runs(best)
-    return Study(shared.name, best.value, dict(best.params), of_best[-1] if of_best else None, run_id, tuple(trials))
+    of_best, value = runs(best), best.value
+    assert value is not None  # it is complete
+    return Study(shared.name, value, dict(best.params), of_best[-1] if of_best else None, run_id, tuple(trials))
