@@ -22,7 +22,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from helpers.project import ROOT
+from helpers.project import ROOT, torture
 from helpers.project import run as run_command
 
 import lightning_glue as lg
@@ -40,6 +40,8 @@ EXAMPLES = {
     for name, text in [(test.name, test)]
     if test.examples
 }
+
+SEARCHES = ("lightning_glue.api.Study", "lightning_glue.api.search")  # test_a_search is one, too
 
 
 def state() -> dict[str, Any]:
@@ -286,6 +288,7 @@ print(run.id, len(lg.load(run).predict("a", "b")))
 """
 
 
+@pytest.mark.torture
 def test_several_processes_from_a_program_that_cannot_be_started_again(folder: Path) -> None:
     found = subprocess.run(
         [sys.executable, "-"],
@@ -319,7 +322,7 @@ def test_a_search(folder: Path, capfd: pytest.CaptureFixture[str]) -> None:
         lg.search("SST-2", trial=3)
 
 
-@pytest.mark.parametrize("name", EXAMPLES)
+@pytest.mark.parametrize("name", [torture(name) if name in SEARCHES else name for name in EXAMPLES])
 def test_examples_run_as_they_stand(name: str, folder: Path) -> None:
     runner = doctest.DocTestRunner(optionflags=doctest.NORMALIZE_WHITESPACE)
     said: list[str] = []
