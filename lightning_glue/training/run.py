@@ -175,6 +175,7 @@ class Training:
 
         A request to stop is acted on between two of them, and between two batches of the predictions.
         """
+        from lightning_glue.model.roberta import HEAD
         from lightning_glue.training import figures
 
         task, tracker = self.module.task, self.tracker
@@ -188,7 +189,8 @@ class Training:
         tracker.log_figures(drawn)
         self.preemption.check()
         if self.config.trainer.predict:
-            self.module.model.register_forward_pre_hook(lambda *_: self.preemption.check())
+            head = self.module.model.classification_heads[HEAD]  # the one module that every way through the model calls
+            head.register_forward_pre_hook(lambda *_: self.preemption.check())
             with tracker.artifact_folder("predictions") as folder:
                 self.write_predictions(folder)
 

@@ -41,8 +41,9 @@ def start(folder: Path, *arguments: str, hook: str = "", launcher: tuple[str, ..
     folder.mkdir(exist_ok=True)
     (folder / "hooked.py").write_text(f"""
 import os, resource, signal, sys
-from lightning_glue import module, train
-from lightning_glue.errors import run_main
+from lightning_glue import train
+from lightning_glue.training import module
+from lightning_glue.utils.console import run_main
 original = module.GlueModule.training_step
 def hooked(self, *arguments):
     step, rank = self.global_step, self.global_rank

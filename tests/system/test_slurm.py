@@ -25,8 +25,9 @@ TORCHRUN = f"{sys.executable} -m torch.distributed.run --nproc-per-node"
 TRAIN = f"hooked.py {FLAGS}"  # each process tells its place before the first step
 HOOKED = """
 import os
-from lightning_glue import module, train
-from lightning_glue.errors import run_main
+from lightning_glue import train
+from lightning_glue.training import module
+from lightning_glue.utils.console import run_main
 def tell(self):
     node = os.environ.get("SLURMD_NODENAME")
     line = f"rank {self.trainer.global_rank} of {self.trainer.world_size} on {node} from {self.trainer.global_step}\\n"

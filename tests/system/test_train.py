@@ -251,7 +251,8 @@ def test_a_second_ctrl_c_ends_at_once(cache: Path, bpe_dir: Path, tmp_path: Path
     """In a step that never comes to its end."""
     code = """
 import os, signal, sys, time
-from lightning_glue import module, train
+from lightning_glue import train
+from lightning_glue.training import module
 def stuck(self, batch, index):
     for _ in range(2):
         os.kill(os.getpid(), signal.SIGINT)
@@ -279,7 +280,8 @@ def test_a_signal_while_the_model_is_built_is_one_line(cache: Path, bpe_dir: Pat
     code = """
 import os, signal, sys
 from lightning_glue import train
-train.prepare_process = lambda config: os.kill(os.getpid(), signal.SIGTERM)
+from lightning_glue.training import run
+run.prepare_process = lambda config: os.kill(os.getpid(), signal.SIGTERM)
 sys.argv = ["train", "--task", "WNLI", "--data", "sample", "--model", "tiny", "--gpus", "0"]
 train.main()
 """
@@ -294,7 +296,8 @@ def test_a_crash_leaves_a_failed_run_with_its_traceback(cache: Path, bpe_dir: Pa
     """A checkpoint folder that cannot be written, found out only after training has begun."""
     code = """
 import sys
-from lightning_glue import module, train
+from lightning_glue import train
+from lightning_glue.training import module
 def fail(self, batch, index):
     raise ValueError("no such luck")
 module.GlueModule.training_step = fail

@@ -11,7 +11,7 @@ _BYTES, _TIMES = 1 << 26, 10
 _FAULTS = f"""
 import resource, sys
 import torch
-from lightning_glue.memory import keep_freed_memory
+from lightning_glue.training.allocator import keep_freed_memory
 
 if sys.argv[1] == "kept":
     keep_freed_memory()

@@ -13,8 +13,8 @@ from helpers.servers import free_port
 VOTING = """
 import os, sys
 import torch, torch.distributed as dist
-from lightning_glue import distributed
-from lightning_glue.launch import launch
+from lightning_glue.training import distributed
+from lightning_glue.utils.launch import launch
 
 def threads():  # gloo's own
     names = [open(f"/proc/self/task/{number}/comm").read() for number in os.listdir("/proc/self/task")]

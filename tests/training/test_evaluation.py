@@ -241,10 +241,11 @@ def test_an_unknown_run_is_one_line(cache: Path, tmp_path: Path) -> None:
 
 DOWNLOAD = """
 import sys
-from lightning_glue import checkpoint
 from lightning_glue.errors import UserError
+from lightning_glue.inference.finetuned import load_fine_tuned
+from lightning_glue.tracking.artifacts import locate
 try:
-    print(checkpoint.load_fine_tuned(sys.argv[1], sys.argv[2]).path)
+    print(load_fine_tuned(locate(sys.argv[1], sys.argv[2])).path)
 except UserError as error:
     print(error)
 if "fail" in sys.argv:

@@ -239,7 +239,8 @@ def killed_at_step(folder: Path, call: int, *arguments: str, rank: int = 0) -> i
     """Train in processes of their own; process ``rank`` kills itself at a call of training_step. The exit code."""
     code = f"""
 import os, signal, sys
-from lightning_glue import module, train
+from lightning_glue import train
+from lightning_glue.training import module
 original, calls = module.GlueModule.training_step, iter(range(10**6))
 def hooked(self, *arguments):
     if next(calls) == {call} and self.global_rank == {rank}:

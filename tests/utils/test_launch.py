@@ -129,7 +129,7 @@ def test_workers_of_a_search_know_nothing_of_what_started_the_controller() -> No
 
 ASKED = """
 import os
-from lightning_glue.distributed import cluster_environment, prepare
+from lightning_glue.training.distributed import cluster_environment, prepare
 from pytorch_lightning.utilities import rank_zero_only
 prepare()
 found = cluster_environment()

@@ -19,7 +19,7 @@ from helpers.servers import free_port
 
 from lightning_glue.utils.processes import PARENT, process_identity, process_is_gone
 
-IDENTITY = "from lightning_glue.processes import process_identity; print(process_identity(), flush=True); input()"
+IDENTITY = "from lightning_glue.utils.processes import process_identity; print(process_identity(), flush=True); input()"
 
 
 def start(*before: str) -> tuple[subprocess.Popen[str], str]:
@@ -75,7 +75,7 @@ def test_a_process_in_another_pid_namespace_of_this_host_is_not_taken_for_dead(p
     own = process_identity().split(" ")
     assert [host, boot] == own[:2] and namespace != own[2] and pid == "1"
     assert not process_is_gone(identity)
-    code = f"from lightning_glue.processes import *; print(process_is_gone({process_identity()!r}), "
+    code = f"from lightning_glue.utils.processes import *; print(process_is_gone({process_identity()!r}), "
     code += "process_is_gone(process_identity()))"
     inside = subprocess.run([*unshare, sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
     assert inside.stdout == "False False\n"
