@@ -115,6 +115,15 @@ def test_a_step_reads_no_value_of_its_batch(minilm: Pretrained) -> None:
             tokens.nonzero()
 
 
+def test_every_forward_calls_the_head(minilm: Pretrained) -> None:
+    """A request to stop is acted on there, between two batches of predictions."""
+    model, called = random_model(minilm), []
+    model.classification_heads[models.HEAD].register_forward_pre_hook(lambda *_: called.append(True))
+    for forward in (models.logits, models.stock_logits):
+        forward(model, batch([5, 3]))
+    assert len(called) == 2
+
+
 @pytest.mark.parametrize("p", [0.1, 0.5, 0.013])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_dropout_has_torchs_law(p: float, dtype: torch.dtype) -> None:

@@ -346,7 +346,8 @@ os.kill(os.getpid(), signal.SIGKILL)
 def test_a_run_at_work_cannot_be_resumed(tmp_path: Path) -> None:
     tracker = MLflowTracker(None, "glue-rte", "x")
     tracker.start({}, {}, None)
-    other = "from lightning_glue.tracking.logger import MLflowTracker\nMLflowTracker(None, 'glue-rte', 'x').start({}, {}, None, "
+    other = "from lightning_glue.tracking.logger import MLflowTracker\n"
+    other += "MLflowTracker(None, 'glue-rte', 'x').start({}, {}, None, "
     result = subprocess.run(
         [sys.executable, "-c", f"{other}{tracker.run_id!r})"],
         env={**os.environ, "PYTHONPATH": str(ROOT)},
