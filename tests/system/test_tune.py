@@ -23,8 +23,10 @@ from optuna.trial import TrialState
 
 from lightning_glue.config import compose, flatten
 from lightning_glue.execution.job import Job
+from lightning_glue.execution.local import groups
 from lightning_glue.execution.place import places
 from lightning_glue.tuning.controller import Controller
+from lightning_glue.tuning.search import OBJECTIVE
 from lightning_glue.tuning.space import make_space
 from lightning_glue.tuning.storage import open_storage
 from lightning_glue.tuning.strategy import make_sampler
@@ -219,7 +221,7 @@ def test_the_prune_decision_reaches_every_process_of_a_trial(project: Path) -> N
         return Job(flatten(config) | running.parameters, {}, str(checkpoints))
 
     where = places(workers=1, gpus=0, gpus_per_trial=1, trials_per_gpu=1, procs=2)
-    Controller(study, space, make_job, where, Silent()).run()
+    Controller(study, space, make_job, groups(where, OBJECTIVE, Path("mlruns/.tune")), Silent()).run()
     assert [trial.state for trial in trials(project)] == [TrialState.PRUNED] * 2
     assert [len(trial.intermediate_values) for trial in trials(project)] == [2, 2]
     client = mlflow.MlflowClient(f"sqlite:///{project / 'mlflow.db'}")

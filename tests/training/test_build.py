@@ -15,11 +15,11 @@ from lightning_glue.utils import digests
 
 def test_raw_files_are_hashed_once(cache: Path, bpe_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """By the first training; neither Lightning's hooks nor a second training on the same texts read them again."""
-    asked: Counter[str] = Counter()
+    asked: Counter[Path] = Counter()
     known_sha256 = digests.known_sha256
 
     def counting(path: Path) -> str:
-        asked[path.name] += 1
+        asked[path] += 1
         return known_sha256(path)
 
     monkeypatch.setattr(digests, "known_sha256", counting)
@@ -40,6 +40,6 @@ def test_raw_files_are_hashed_once(cache: Path, bpe_dir: Path, monkeypatch: pyte
         )
         trainer.fit(module, data)
         assert trainer.global_step == 1
-        raw = {name: count for name, count in asked.items() if name.endswith(".tsv")}
+        raw = {path.name: count for path, count in asked.items() if path.suffix == ".tsv"}
         assert raw == {"train.tsv": 1, "dev.tsv": 1, "test.tsv": 1}
         assert set(asked.values()) == {1}  # nor the arrays made of them

@@ -175,17 +175,14 @@ def test_predictions_are_those_of_the_evaluation(exported: FineTuned, tmp_path: 
 
 
 def test_files_that_are_not_the_runs_are_said(exported: FineTuned, tmp_path: Path) -> None:
-    data = evaluation.make_data(
-        evaluation.with_own_settings(composed("RTE"), exported.task, exported.settings, set())[0],
-        exported.task,
-        exported,
-    )
+    settings, _ = evaluation.with_own_settings(composed("RTE"), exported.task, exported.settings, set())
+    data = evaluation.make_data(settings, exported.task, exported)
     dev = tmp_path / "files" / "RTE" / "dev.tsv"
     data.setup("validate")
     assert evaluation.other_files(data, exported.settings) == []
     assert evaluation.other_files(data, {}) == []  # an export of an earlier version says nothing
     dev.write_text(dev.read_text().replace("not_entailment", "entailment"))
-    data.splits = {}
+    data = evaluation.make_data(settings, exported.task, exported)
     data.setup("validate")
     assert evaluation.other_files(data, exported.settings) == [str(dev)]
 
