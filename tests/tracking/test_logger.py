@@ -330,7 +330,7 @@ def test_a_run_resumed_elsewhere_keeps_one_history(
 def test_a_training_that_is_killed_reads_killed(tmp_path: Path) -> None:
     code = """
 import os, signal
-from lightning_glue.tracking import MLflowTracker
+from lightning_glue.tracking.logger import MLflowTracker
 tracker = MLflowTracker(None, "glue-rte", "x")
 tracker.start({}, {}, None)
 tracker.log_metrics({"loss": 1.0}, 1)
