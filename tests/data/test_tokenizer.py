@@ -10,7 +10,7 @@ from fairseq.data.encoders.gpt2_bpe_utils import get_encoder
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lightning_glue.data import pretokenizer, reader, tokenizer
+from lightning_glue.data import pretokenizer, reader, sources, tokenizer
 from lightning_glue.data.tokenizer import Tokenizer
 from lightning_glue.errors import UserError
 from lightning_glue.model import pretrained
@@ -79,7 +79,7 @@ def test_wordpiece_equals_the_tokenizer_of_the_wheel(glue_dir: Path, tmp_path: P
     from tokenizers import Tokenizer as Reference
 
     encoder = pretrained.load_tokenizer("wordpiece", None)
-    reference = Reference.from_file(str(pretrained._minilm_folder() / "tokenizer.json"))
+    reference = Reference.from_file(str(sources.minilm_folder() / "tokenizer.json"))
     reference.no_truncation()
     reference.no_padding()
     lines = [

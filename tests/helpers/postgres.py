@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 import subprocess
 import tempfile
+import time
 from contextlib import suppress
 from pathlib import Path
 
@@ -34,11 +35,11 @@ class Postgres:
         pg_ctl(arguments, pgdata=self.server.pgdata, user=self.server.system_user)
 
     def start(self) -> None:
-        for _ in range(6):  # it waits ten seconds for the recovery of what was stopped at once
+        for _ in range(12):  # it waits ten seconds for the recovery of what was stopped at once, which may take longer
             try:
                 return self.server.ensure_postgres_running()
-            except subprocess.TimeoutExpired:
-                continue
+            except (subprocess.TimeoutExpired, AssertionError):
+                time.sleep(1)
         self.server.ensure_postgres_running()
 
     def remove(self) -> None:

@@ -540,7 +540,7 @@ def test_an_error_of_any_kind_is_noted_and_the_watch_goes_on(store: str, monkeyp
     watch = watcher.Watch(tracker.folder)
     errors = [TypeError("of a value"), ValueError("of a text"), KeyError("of a client")]
     with monkeypatch.context() as patch:
-        patch.setattr(Courier, "deliver", lambda _: (_ for _ in ()).throw(errors.pop(0)))
+        patch.setattr(Courier, "deliver", lambda *_, **__: (_ for _ in ()).throw(errors.pop(0)))
         while errors:
             watch.due = 0.0
             assert watch.tend()
