@@ -225,7 +225,7 @@ def test_a_stop_after_early_stopping_stays_stopped(
     overrides = ["trainer.early_stopping_patience=1", "optimizer.lr=0"]
     start(tmp_path / "whole", *overrides)
     with monkeypatch.context() as patch:
-        patch.setattr(running, "conclude", lambda *_: crash())
+        patch.setattr(running.Training, "conclude", lambda *_: crash())
         with pytest.raises(RuntimeError):
             start(tmp_path / "run", *overrides)
     start(tmp_path / "run", *overrides, resume="auto")
