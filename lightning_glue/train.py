@@ -11,11 +11,11 @@ from lightning_glue import config as configuration
 from lightning_glue.config import Config
 from lightning_glue.errors import Diverged
 from lightning_glue.tasks import TRAINABLE
-from lightning_glue.training.build import prepared_of
-from lightning_glue.training.messages import announce, quiet, report
+from lightning_glue.training.messages import quiet, report
 from lightning_glue.training.own_config import continued
 from lightning_glue.training.preemption import end_at_once
-from lightning_glue.training.run import Caller, Training, train
+from lightning_glue.training.resuming_caller import ResumingCaller
+from lightning_glue.training.run import train
 from lightning_glue.utils.console import Parser, run_main
 from lightning_glue.utils.launch import end_with_launcher, is_distributed_child
 
@@ -71,40 +71,11 @@ def check_arguments(args: argparse.Namespace, own: dict[str, Any]) -> Config:
     return continued(args.resume, own, compose(args), given)
 
 
-class CommandLine(Caller):
-    """Says what is trained and finds the run to go on with.
-
-    Args:
-        resume: the run to continue: its id, its last checkpoint, or ``auto`` for the newest one of this configuration,
-            if there is one.
-    """
-
-    def __init__(self, resume: str | Resume | None) -> None:
-        self.resume = resume
-
-    def find(self, config: Config) -> Resume | None:
-        from lightning_glue.training.resume import check_config, find
-
-        found = find(self.resume, config) if isinstance(self.resume, str) else self.resume
-        if found:
-            check_config(found, config)
-        return found
-
-    def built(self, training: Training) -> None:
-        from lightning_glue.training.resume import check_data
-
-        if is_distributed_child():
-            return
-        announce(training.config, training.data, self.resume, training.found)
-        if training.found:
-            check_data(training.found, prepared_of(training.data).splits)
-
-
 def run(config: Config, resume: str | Resume | None) -> None:
     """Train, and say what came out."""
     leader = not is_distributed_child()
     try:
-        done = train(config, CommandLine(resume), register=config.tracking.register and config.tracking.checkpoints)
+        done = train(config, ResumingCaller(resume), register=config.tracking.register and config.tracking.checkpoints)
     except Diverged as error:
         sys.exit(f"error: {error}" if leader else 0)
     if leader and done.best:

@@ -2,29 +2,17 @@
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Callable
-from typing import TYPE_CHECKING
 
 from lightning_glue import config as configuration
 from lightning_glue.config import Config
 from lightning_glue.execution.job import Fitted, Job, Report
-from lightning_glue.training.messages import announce
-from lightning_glue.training.run import Caller, Training, train
-from lightning_glue.utils.launch import is_distributed_child
-from lightning_glue.utils.quick_imports import quick_imports
-
-if TYPE_CHECKING:
-    from lightning_glue.training.resume import Resume
+from lightning_glue.execution.train_job import preload as preload
+from lightning_glue.training.resuming_caller import ResumingCaller
+from lightning_glue.training.run import Training, train
 
 
-def preload() -> None:
-    """Import before the job what takes seconds."""
-    with quick_imports():
-        importlib.import_module("lightning_glue.training.module")
-
-
-class FitCaller(Caller):
+class FitCaller(ResumingCaller):
     """Finds the run to go on with, and keeps the training for its caller to look at, however it ends.
 
     Args:
@@ -32,27 +20,13 @@ class FitCaller(Caller):
     """
 
     def __init__(self, resume: str | None, shows: bool, tell_run: Callable[[str], None] = lambda run_id: None) -> None:
-        self.resume, self.shows, self.tell_run = resume, shows, tell_run
+        super().__init__(resume, shows)
+        self.tell_run = tell_run
         self.training: Training | None = None
 
-    def find(self, config: Config) -> Resume | None:
-        from lightning_glue.training.resume import check_config, find
-
-        found = find(self.resume, config) if self.resume else None
-        if found:
-            check_config(found, config)
-        return found
-
     def built(self, training: Training) -> None:
-        from lightning_glue.training.resume import check_data
-
         self.training, training.preemption.exits = training, False
-        if is_distributed_child():
-            return
-        if self.shows:
-            announce(training.config, training.data, self.resume, training.found)
-        if training.found and training.data.prepared:
-            check_data(training.found, training.data.prepared.splits)
+        super().built(training)
 
     def started(self, training: Training) -> None:
         self.tell_run(training.tracker.run_id)

@@ -13,7 +13,7 @@ from lightning_glue import config as configuration
 from lightning_glue.config import Config
 from lightning_glue.errors import Diverged, UserError
 from lightning_glue.execution.job import Job, Outcome, Report, TrainingFailed
-from lightning_glue.training.build import Warm, prepared_of
+from lightning_glue.training.build import Warm
 from lightning_glue.training.run import Caller, Training, train
 from lightning_glue.utils.logs import log
 from lightning_glue.utils.quick_imports import quick_imports
@@ -46,7 +46,7 @@ class JobCaller(Caller):
         self.reporting = Reporting(training.module.task.selection_metric, self.report, self.start)
         self.callbacks = [self.reporting]
         assert self.checkpoints
-        splits = prepared_of(training.data).splits
+        splits = training.data.prepared.splits
         training.found = interrupted(self.checkpoints, training.config, splits, self.parent)
         self.begun = True
 
@@ -87,7 +87,7 @@ def train_job(job: Job, report: Report, tell_run: Callable[[str], None]) -> Outc
         raise TrainingFailed(str(error)) from error  # a full disk, a database that is locked
     best = training.best
     assert best
-    digests = split_digests(prepared_of(training.data).splits)
+    digests = split_digests(training.data.prepared.splits)
     value, first_step = best.values[training.module.task.selection_metric], caller.reporting.first_step_seconds
     collapsed = caller.has_collapsed(training, best)
     return Outcome(value, training.tracker.run_id, caller.reporting.pruned, collapsed, first_step, digests)

@@ -84,12 +84,6 @@ def build(config: Config, warm: Warm | None = None) -> tuple[GlueModule, GlueDat
     return module, datamodule, start
 
 
-def prepared_of(data: GlueDataModule) -> Prepared:
-    """The preprocessed files of data that are set up."""
-    assert data.prepared
-    return data.prepared
-
-
 def check_data_fits(config: Config, data: GlueDataModule) -> None:
     """Raise UserError, before there is a run, where the files lack what the configuration asks of them."""
     from lightning_glue.data import sources
@@ -105,7 +99,7 @@ def check_data_fits(config: Config, data: GlueDataModule) -> None:
         if not any(split.name in data.splits for split in data.task.test):
             names = ", ".join(split.file_name for split in data.task.test)
             raise UserError(f"trainer.predict=true, but {config.task.name} is there without {names}")
-        read_indices(data.task, prepared_of(data))
+        read_indices(data.task, data.prepared)
         if config.task.name == "MNLI":
             sources.glue_directory(get_task("AX"), config.data.source, config.data.glue_dir)
 

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any
 from lightning_glue.config import Config, flatten, unflatten
 from lightning_glue.errors import UserError
 from lightning_glue.tasks import Task, get_task
-from lightning_glue.training.build import prepared_of
 
 if TYPE_CHECKING:
     from lightning_glue.data.datamodule import GlueDataModule
@@ -75,7 +74,7 @@ def make_data(config: Config, task: Task, fine_tuned: FineTuned) -> GlueDataModu
 def other_files(data: GlueDataModule, own: dict[str, Any]) -> list[str]:
     """Dev files that are not those the run was scored on."""
     scored = own.get("sha256", {})
-    files = prepared_of(data).splits
+    files = data.prepared.splits
     return [info.file for name, info in files.items() if scored.get(name, info.sha256) != info.sha256]
 
 
@@ -123,7 +122,7 @@ def predict(config: Config, fine_tuned: FineTuned, data: GlueDataModule, out: Pa
     written = write_submissions(
         fine_tuned.model,
         task,
-        prepared_of(data),
+        data.prepared,
         out,
         eval_tokens=data.eval_tokens,
         max_tokens=data.max_tokens,

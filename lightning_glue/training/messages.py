@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING
 
 from lightning_glue import config as configuration
 from lightning_glue.config import Config
-from lightning_glue.training.build import prepared_of
 from lightning_glue.utils.console import command
 from lightning_glue.utils.paths import sqlite_file
 from lightning_glue.utils.redact import hide_secrets
@@ -41,7 +40,7 @@ def quiet() -> None:
 
 def announce(config: Config, data: GlueDataModule, resume: str | Resume | None, found: Resume | None) -> None:
     """Say what is about to be trained on."""
-    files = prepared_of(data).splits
+    files = data.prepared.splits
     kept = ", ".join(f"{name} {info.rows}" for name, info in files.items())
     notes = []
     if lost := sum(info.dropped + info.skipped for info in files.values()):

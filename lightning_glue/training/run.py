@@ -13,7 +13,7 @@ from lightning_glue import config as configuration
 from lightning_glue.config import Config
 from lightning_glue.errors import Diverged
 from lightning_glue.tasks import get_task
-from lightning_glue.training.build import Warm, build, prepared_of
+from lightning_glue.training.build import Warm, build
 from lightning_glue.training.preemption import Preemption, Stopped
 from lightning_glue.training.status import run_status
 from lightning_glue.training.trainer import evaluation_interval, make_callbacks, make_trainer, prepare_process
@@ -127,7 +127,7 @@ class Training:
         from lightning_glue.tracking import provenance
         from lightning_glue.training.resume import split_digests, told_to_children
 
-        splits = prepared_of(self.data).splits
+        splits = self.data.prepared.splits
         self.module.origin.run_id, self.module.origin.data = self.tracker.run_id, split_digests(splits)
         self.tracker.log_inputs(self.module.task.name, splits)
         self.tracker.log_text(provenance.git_diff(), "git.diff")
@@ -201,7 +201,7 @@ class Training:
         from lightning_glue.utils.digests import file_sha256
 
         task, tokenizer = self.module.task, self.pretrained.tokenizer
-        symbols = [] if task.is_regression else read_label_symbols(prepared_of(self.data).directory)
+        symbols = [] if task.is_regression else read_label_symbols(self.data.prepared.directory)
         with self.tracker.artifact_folder("fairseq") as folder:
             export(self.module.model.cpu(), task, tokenizer, symbols, step, folder, settings(self.config, self.data))
             self.tracker.set_tags({EXPORT_DIGEST: file_sha256(folder / "checkpoint_best.pt")})
@@ -214,7 +214,7 @@ class Training:
 
         accelerator = resolve_devices(self.config.trainer).accelerator
         task, model = self.module.task, self.module.model.to(accelerator)
-        test_sets = [(task, prepared_of(self.data))]
+        test_sets = [(task, self.data.prepared)]
         if task.name == "MNLI":
             ax = get_task("AX")
             test_sets.append((ax, prepare_configured(ax, self.config.data, self.pretrained.tokenizer)))
@@ -292,7 +292,7 @@ def settings(config: Config, data: GlueDataModule) -> dict[str, Any]:
         "data.max_tokens": data.max_tokens,
         "data.eval_tokens": config.data.eval_tokens,
         "trainer.precision": resolve_precision(config.trainer, resolve_devices(config.trainer).accelerator),
-        "sha256": {split.name: prepared_of(data).splits[split.name].sha256 for split in data.task.dev},
+        "sha256": {split.name: data.prepared.splits[split.name].sha256 for split in data.task.dev},
     }
     if config.data.source == "glue" and config.data.glue_dir:
         inherited = config.data.glue_dir == os.environ.get("GLUE_DIR")

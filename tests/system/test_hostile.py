@@ -289,7 +289,7 @@ def test_a_dictionary_of_another_size_is_refused_with_both(bpe: Path, tmp_path: 
     rows = len(encoder.symbols) + 5
     assert f"{path} has {rows} token embeddings, but {tmp_path / 'dict.txt'} makes {rows - 2} ids" in said
     (tmp_path / "dict.txt").unlink()
-    state = torch.load(path, weights_only=False)
+    state = safe_load(path)
     state["model"][EMBEDDINGS] = state["model"][EMBEDDINGS][:-7]
     torch.save(state, path)
     said = refused(path, lambda: load_pretrained(str(path), "gpt2", str(bpe), {}))
@@ -728,7 +728,7 @@ def test_a_damaged_model_of_the_cache_is_named(bpe: Path, tmp_path: Path, monkey
     folder = tmp_path / "cache" / "models" / "roberta.base"
     encoder = pretrained.load_tokenizer("gpt2", str(bpe))
     path = fairseq_checkpoint(folder, encoder)
-    torch.save(torch.load(path, weights_only=False), path, _use_new_zipfile_serialization=False)
+    torch.save(safe_load(path), path, _use_new_zipfile_serialization=False)
     shutil.copy(bpe / "dict.txt", folder)
     start = load_pretrained("roberta.base", "gpt2", str(bpe), {})
     assert start.tokenizer.digest == encoder.digest

@@ -144,7 +144,7 @@ def start(monkeypatch: pytest.MonkeyPatch, bpe_dir: Path, new_store: Callable[[P
         folder.mkdir(exist_ok=True)
         new_store(folder)
         monkeypatch.chdir(folder)
-        training.train(small(*overrides), training.CommandLine(resume))
+        training.train(small(*overrides), training.ResumingCaller(resume))
 
     return start
 
@@ -315,7 +315,7 @@ def test_resuming_on_other_data_names_the_difference(
     record = {**found.record, "data": {**found.record["data"], "dev": "0" * 64}}
     other = type(found)(found.run_id, found.path, record, found.position)
     with pytest.raises(UserError, match=r"other data: split dev was sha256 000000000000, is sha256 [0-9a-f]{12};"):
-        training.train(small(), training.CommandLine(other))
+        training.train(small(), training.ResumingCaller(other))
     assert the_run(tmp_path / "run")[1].info.status == "FAILED"
 
 
