@@ -16,6 +16,7 @@ from typing import NoReturn
 from lightning_glue.errors import UserError
 from lightning_glue.utils.logs import log
 from lightning_glue.utils.redact import hide_secrets
+from lightning_glue.utils.streams import outlive_output
 
 LINE_SECONDS = 60.0  # between two lines of progress, and before the first
 
@@ -120,8 +121,13 @@ def progress_bar(title: str, total: int, unit: str) -> Iterator[Callable[[int], 
         yield advance
 
 
-def run_main(main: Callable[[], None]) -> None:
-    """Run a command-line ``main``; a :class:`UserError` becomes one line on stderr and exit code 2."""
+def run_main(main: Callable[[], None], outlives_output: bool = False) -> None:
+    """Run a command-line ``main``; a :class:`UserError` becomes one line on stderr and exit code 2.
+
+    Args:
+        outlives_output: that a full disk or a closed pipe took what was printed is no failure: the result is elsewhere.
+    """
+    stdout = outlive_output()
     try:
         main()
     except UserError as error:
@@ -130,3 +136,10 @@ def run_main(main: Callable[[], None]) -> None:
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         sys.exit(130)
+    if stdout is None or outlives_output:
+        return
+    stdout.flush()
+    if stdout.lost:
+        if not isinstance(stdout.lost, BrokenPipeError):  # as of `| head`, which has all it wanted
+            print(f"error: what was printed is not complete: {stdout.lost.strerror}", file=sys.stderr)
+        sys.exit(1)

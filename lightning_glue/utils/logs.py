@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import sys
+from contextlib import suppress
 
 from lightning_glue.errors import UserError
 from lightning_glue.utils.launch import launch
@@ -31,10 +32,8 @@ class _Stderr(logging.Handler):
         terminal = (sys.stderr, sys.__stderr__, sys.stdout, sys.__stdout__)
         if any(getattr(other, "stream", None) in terminal for other in logging.getLogger().handlers):
             return
-        try:
+        with suppress(OSError, ValueError):  # nobody reads it any more
             print(self.format(record), file=sys.stderr, flush=True)
-        except (OSError, ValueError):  # nobody reads it any more
-            self.handleError(record)
 
 
 def _speaks(_: logging.LogRecord) -> bool:
