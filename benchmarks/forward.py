@@ -101,7 +101,7 @@ def main() -> None:
                 side.step.append(seconds / examples)
                 side.evaluation.append(evaluation / examples)
                 side.real_flops.append(6 * layers * len(batch["tokens"]) / seconds)
-    rates = {False: matmul_rate("float32"), True: matmul_rate("bfloat16")}
+    rates = {bf16: matmul_rate("bfloat16" if bf16 else "float32") for bf16 in {side.bf16 for side in sides}}
     for side in sides:
         speed, evaluation = 1 / statistics.mean(side.step), 1 / statistics.mean(side.evaluation)
         share = statistics.mean(side.real_flops) / rates[side.bf16]

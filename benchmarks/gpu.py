@@ -113,7 +113,7 @@ def endless(lengths: Any, size: int, pool: int) -> Iterator[Any]:
 
 def on_device(batch: Batch, device: str) -> Batch:
     moved = {name: value.to(device) for name, value in batch.items() if isinstance(value, Tensor)}
-    return {**batch, **moved}
+    return {**batch, **moved}  # type: ignore[typeddict-item]
 
 
 def run_step(side: Side, rows: TokenizedSplit, device: str, record: bool) -> float:

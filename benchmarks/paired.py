@@ -13,9 +13,10 @@ import argparse
 import os
 import statistics
 import sys
-from typing import Any
 
 from common import describe_machine
+
+from lightning_glue.training.build import Warm
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -27,7 +28,7 @@ def parse_arguments() -> argparse.Namespace:
     return parser.parse_intermixed_args()
 
 
-def train(args: argparse.Namespace, seed: int, stock: bool, warm: dict[Any, Any]) -> float:
+def train(args: argparse.Namespace, seed: int, stock: bool, warm: Warm) -> float:
     """The selection metric of the best evaluation."""
     import pytorch_lightning as pl
 
@@ -63,7 +64,7 @@ def train(args: argparse.Namespace, seed: int, stock: bool, warm: dict[Any, Any]
 def main() -> None:
     args = parse_arguments()
     print(describe_machine())
-    warm: dict[Any, Any] = {}
+    warm = Warm()
     differences = []
     for seed in range(1, args.seeds + 1):
         stock, unpadded = (train(args, seed, stock, warm) for stock in (True, False))

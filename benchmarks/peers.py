@@ -15,7 +15,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 CHECKED = 8  # dev rows whose loss before training is compared
 
@@ -135,7 +135,7 @@ def run_fairseq(side: Side, task: str, folder: Path, steps: int, watch: Stopwatc
 def fine_tuned(folder: Path) -> Any:
     from lightning_glue.inference.finetuned import load_fine_tuned
 
-    return load_fine_tuned(str(folder / "start"), None).model
+    return load_fine_tuned(folder / "start").model
 
 
 def hugging_face_model(folder: Path, outputs: int) -> Any:
@@ -197,6 +197,7 @@ def run_hugging_face(side: Side, task: str, folder: Path, steps: int, watch: Sto
     for split in (known.splits[0], known.dev[0]):
         few = split.name == "train" and not side.grouped
         tokens = load_split(known, split, folder / ("few" if few else "bin"), 512)
+        assert tokens.targets is not None
         ids = [tokens.tokens[s : s + n].tolist() for s, n in zip(tokens.starts, tokens.lengths)]
         rows[split.name] = [{"input_ids": x, "labels": int(y)} for x, y in zip(ids, tokens.targets)]
 
@@ -267,7 +268,7 @@ def run_ours(side: Side, task: str, folder: Path, steps: int, watch: Stopwatch) 
         def on_validation_end(self, *_: Any) -> None:
             watch.evaluation.append(time.perf_counter())
 
-    precision = {"fp32": "32-true", "bf16": "bf16-mixed"}[side.precision]
+    precision: Literal["32-true", "bf16-mixed"] = "32-true" if side.precision == "fp32" else "bf16-mixed"
     overrides = ["trainer.gpus=0", "trainer.max_epochs=1", f"trainer.precision={precision}"]
     config = configuration.compose(overrides, task=task, model=str(folder / "start" / "checkpoint_best.pt"))
     prepare_process(config)

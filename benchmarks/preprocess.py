@@ -47,7 +47,9 @@ def write_input(folder: Path, rows: int) -> int:
 
 def prepare_script(folder: Path, glue: Path, bpe: Path) -> list[str]:
     """fairseq's script as it is, but with a worker per core instead of 60 and a ``wget`` that finds the files there."""
-    fairseq = Path(next(iter(find_spec("fairseq").submodule_search_locations)))
+    spec = find_spec("fairseq")
+    assert spec and spec.origin, "fairseq is installed"
+    fairseq = Path(spec.origin).parent
     (folder / "shims").mkdir(parents=True)
     (folder / "shims" / "wget").write_text("#!/bin/sh\n")
     (folder / "shims" / "wget").chmod(0o755)

@@ -18,7 +18,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -63,7 +63,8 @@ def train(arguments: Sequence[str], warmup: int, steps: int) -> None:
     module, data, _ = build(config)
     trainer = make_trainer(config, [Clock()], False)  # type: ignore[arg-type]
     trainer.limit_val_batches = 0
-    trainer.callbacks = [one for one in trainer.callbacks if not isinstance(one, Checkpoint)]  # at the ends of epochs
+    kept = [one for one in trainer.callbacks if not isinstance(one, Checkpoint)]  # type: ignore[attr-defined]
+    trainer.callbacks = kept  # type: ignore[attr-defined] # nothing is written at the ends of epochs
     trainer.fit(module, data)
 
 
@@ -76,7 +77,7 @@ def measure(arguments: Sequence[str], steps: int, threads: int, **environment: s
     found = [json.loads(line) for line in result.stdout.splitlines() if line.startswith('{"seconds"')]
     if not found:
         sys.exit(f"{' '.join(command)} failed:\n{result.stdout}{result.stderr}")
-    together = {"seconds": max, "busy": sum, "examples": sum, "peak": max}
+    together: dict[str, Callable[..., float]] = {"seconds": max, "busy": sum, "examples": sum, "peak": max}
     return {key: how(one[key] for one in found) for key, how in together.items()}
 
 
@@ -92,8 +93,8 @@ def processes(model: str, rounds: int, steps: int, overrides: Sequence[str]) -> 
             worked.add(found["examples"])
             speeds[name].append(found["examples"] / found["seconds"])
     assert len(worked) == 1, f"the variants saw different numbers of examples: {worked}"
-    for name, found in speeds.items():
-        print(f"{model}, {name:<22} {statistics.median(found):8.1f} examples/s")
+    for name, measured in speeds.items():
+        print(f"{model}, {name:<22} {statistics.median(measured):8.1f} examples/s")
     one, two, ddp = (speeds[name] for name in VARIANTS)
     efficiency = [statistics.median(b / (2 * a) for a, b in zip(one, other)) for other in (ddp, two)]
     print(f"efficiency of the second process {efficiency[0]:.0%}, of the second thread {efficiency[1]:.0%}")

@@ -76,7 +76,7 @@ def start_ours() -> None:
         phases.end("data")
         return built
 
-    def with_stop(*args: Any) -> list[Any]:
+    def with_stop(*args: Any, **options: Any) -> list[Any]:
         import pytorch_lightning as pl
 
         class Stop(pl.Callback):
@@ -87,9 +87,10 @@ def start_ours() -> None:
                 encoder = module.model.encoder.sentence_encoder
                 phases.finish(len(batch["rows"]), sum(parameter.numel() for parameter in encoder.parameters()))
 
-        return [Stop(), *callbacks(*args)]
+        return [Stop(), *callbacks(*args, **options)]
 
-    run.build, run.make_callbacks = build, with_stop
+    run.build = build
+    run.make_callbacks = with_stop
     phases.end("command line")
     train.main()
 

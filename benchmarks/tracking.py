@@ -89,7 +89,7 @@ def main() -> None:
     args = parse_arguments()
     import pytorch_lightning  # noqa: F401 - quiet() comes after it
     from common import describe_machine
-    from servers import MlflowServer
+    from helpers.servers import MlflowServer
 
     from lightning_glue.training.allocator import keep_freed_memory
     from lightning_glue.training.messages import quiet

@@ -52,7 +52,7 @@ def main() -> None:
     assert work["warm"] == work["cold"], "the two searches did different work"
     between = {}
     for name, done in results.items():
-        starts = sorted(trial.datetime_start for trial in done)
+        starts = sorted(trial.datetime_start for trial in done if trial.datetime_start)
         between[name] = statistics.median((b - a).total_seconds() for a, b in itertools.pairwise(starts[1:]))
         first = statistics.median(trial.user_attrs["first_step_seconds"] for trial in done[1:])
         print(
