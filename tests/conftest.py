@@ -10,6 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from helpers import zygote
 from helpers.project import write_small_bpe
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # many small processes on few cores
@@ -27,6 +28,7 @@ _FIRST = ("torture", "system", "training", "tuning", "tracking", "data", "model"
 
 def pytest_configure(config: pytest.Config) -> None:
     os.environ.setdefault("TORTURE_SEED", str(random.SystemRandom().randrange(10**6)))  # xdist's processes inherit it
+    zygote.install_shared()
     signal.signal(signal.SIGINT, signal.default_int_handler)  # a background job ignores it, and so would its children
     # Absolute: the tests run the program in temporary folders. Handed on through fixtures, never by accident.
     config.real_bpe = Path(_REAL_BPE).resolve() if _REAL_BPE else None

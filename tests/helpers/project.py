@@ -5,12 +5,11 @@ from __future__ import annotations
 import json
 import os
 import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
-
-from helpers.zygote import Zygote
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -29,16 +28,14 @@ def write_small_bpe(folder: Path) -> Path:
     return folder
 
 
-_zygote: Zygote | None = None  # of this process of pytest, started by the first command
-
-
 def run(
     *command: str, cwd: Path, check: bool = True, timeout: float = 120, **environment: str
 ) -> subprocess.CompletedProcess[str]:
-    """Run ``python -m lightning_glue.<command>`` in ``cwd`` with a clean environment; show its output on failure."""
-    global _zygote
-    _zygote = _zygote or Zygote()
-    result = _zygote.run(command, cwd, {**os.environ, "PYTHONPATH": str(ROOT), **environment}, timeout)
+    """Run ``python -m <command>`` in ``cwd`` with a clean environment; show its output on failure."""
+    result = subprocess.run(
+        [sys.executable, "-m", *command], cwd=cwd, env={**os.environ, "PYTHONPATH": str(ROOT), **environment},
+        stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=timeout,
+    )  # fmt: skip
     if check and result.returncode != 0:
         pytest.fail(f"{' '.join(command)} exited with {result.returncode}\n{result.stdout}\n{result.stderr}")
     return result

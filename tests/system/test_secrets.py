@@ -10,6 +10,7 @@ from pathlib import Path
 
 import mlflow
 import pytest
+from helpers import zygote
 from helpers.postgres import Postgres
 from helpers.project import ROOT
 from helpers.servers import MlflowServer
@@ -28,6 +29,13 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[MlflowServer]:
     server.start()
     yield server
     server.kill()
+
+
+@pytest.fixture(autouse=True)
+def _real_processes() -> Iterator[None]:
+    """The command lines looked at are those that the kernel was given."""
+    with zygote.executed():
+        yield
 
 
 def watched(folder: Path, *command: str, **environment: str) -> tuple[str, set[str]]:
