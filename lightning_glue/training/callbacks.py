@@ -61,10 +61,13 @@ class TrainingMonitor(pl.Callback):
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._reset(pl_module.device)  # evaluation between epochs does not count as training time
 
-    def on_before_optimizer_step(self, trainer: pl.Trainer, pl_module: pl.LightningModule, _: Any) -> None:
+    def on_before_optimizer_step(self, trainer: pl.Trainer, pl_module: pl.LightningModule, optimizer: Any) -> None:
         if (trainer.global_step + 1) % self.every == 0:
             gradients = [p.grad for p in pl_module.parameters() if p.grad is not None]
             self.grad_norm = torch.nn.utils.get_total_norm(gradients)
+            scaler = getattr(trainer.precision_plugin, "scaler", None)
+            if scaler and optimizer.unscales:
+                self.grad_norm /= scaler.get_scale()
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Batch, batch_idx: int
