@@ -148,13 +148,15 @@ class Training:
             Stopped: the processes agreed to stop.
             Diverged: the weights are no longer numbers.
         """
+        from lightning_glue.model.roberta import drops_layers
         from lightning_glue.training.checkpoints import Checkpoints
         from lightning_glue.training.lightning_internals import keep_signal_handlers
 
         module, data = self.module, self.data
         callbacks = [*more, *make_callbacks(self.config, checkpoints, self.preemption, shows=shows)]
         interval = evaluation_interval(self.config, len(data.train_dataloader()))
-        trainer = make_trainer(self.config, callbacks, self.tracker, interval, shows=shows)
+        dropping = drops_layers(module.model)
+        trainer = make_trainer(self.config, callbacks, self.tracker, interval, some_unused=dropping, shows=shows)
         keep_signal_handlers(trainer)
         trainer.fit(module, data, ckpt_path=self.found.path if self.found else None)
         saving = callbacks[-1]
