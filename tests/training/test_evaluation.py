@@ -174,6 +174,40 @@ def test_predictions_are_those_of_the_evaluation(exported: FineTuned, tmp_path: 
     assert [line.split("\t")[1] for line in written] == [task.labels[i] for i in outputs.argmax(-1)]
 
 
+def test_no_other_file_is_needed_than_those_scored_or_predicted(
+    exported: FineTuned, cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Neither those of the training, nor, to predict, those of the evaluation; the results are the same without."""
+    task, folder = exported.task, tmp_path / "files" / "RTE"
+    chosen, _ = evaluation.with_own_settings(composed("RTE"), task, exported.settings, set())
+    whole = evaluation.make_data(chosen, task, exported)
+    values = evaluation.evaluate(chosen, exported, whole)
+    assert set(whole.splits) == {"dev", "test"}
+    out = [tmp_path / name for name in ("whole", "both", "test")]
+    for place in out:
+        place.mkdir()
+    (expected,) = evaluation.predict(chosen, exported, whole, out[0])
+
+    monkeypatch.setenv("LIGHTNING_GLUE_CACHE", str(tmp_path / "cache"))  # nothing is there yet
+    (folder / "train.tsv").write_text("no header\n")
+    (folder / "test.tsv").rename(tmp_path / "test.tsv")
+    alone = evaluation.make_data(chosen, task, exported, predicts=False)
+    assert evaluation.evaluate(chosen, exported, alone) == values
+    with pytest.raises(UserError, match=f"nothing to predict, no test.tsv in {folder}"):
+        evaluation.make_data(chosen, task, exported).setup("predict")
+
+    (folder / "train.tsv").unlink()
+    (folder / "dev.tsv").unlink()
+    with pytest.raises(UserError, match="dev.tsv"):
+        evaluation.make_data(chosen, task, exported, predicts=False).setup("validate")
+    (tmp_path / "test.tsv").rename(folder / "test.tsv")
+    for scores, place in zip((True, False), out[1:]):
+        alone = evaluation.make_data(chosen, task, exported, scores=scores)
+        (written,) = evaluation.predict(chosen, exported, alone, place)
+        assert written.read_text() == expected.read_text()
+        assert set(alone.splits) == {"test"}
+
+
 def test_files_that_are_not_the_runs_are_said(exported: FineTuned, tmp_path: Path) -> None:
     settings, _ = evaluation.with_own_settings(composed("RTE"), exported.task, exported.settings, set())
     data = evaluation.make_data(settings, exported.task, exported)
@@ -324,4 +358,4 @@ def test_predictions_go_where_they_can_and_their_lack_is_said(cache: Path, bpe_d
         (tmp_path / "glue" / "WNLI" / name).write_bytes((official / name).read_bytes())
     result = run(*command, "--predict", "out", cwd=tmp_path, check=False, GLUE_DIR=str(tmp_path / "glue"))
     assert result.returncode == 2
-    assert "error: WNLI: nothing to predict, no test.tsv beside the dev files" in result.stderr
+    assert f"error: WNLI: nothing to predict, no test.tsv in {tmp_path / 'glue' / 'WNLI'}" in result.stderr
