@@ -139,7 +139,7 @@ class Training:
     def fit(self, checkpoints: Path | None, more: Sequence[pl.Callback] = (), *, shows: bool = True) -> BestEvaluation:
         """Train, from the checkpoint that was found if any, and leave the best weights in ``module`` of process 0.
 
-        Evaluates at least once.
+        The last step is always followed by an evaluation.
 
         Args:
             shows: evaluations and progress on the terminal.
@@ -165,10 +165,7 @@ class Training:
             raise Stopped(saving.stop)
         if module.diverged:
             raise Diverged(module.diverged, self.config.lr)
-        if not saving.best.values:  # max_steps ended training before the first evaluation
-            trainer.validate(module, data, verbose=False)
-            saving.save_best(trainer)
-        elif trainer.is_global_zero:
+        if trainer.is_global_zero:
             module.load_state_dict(saving.best_weights())
         return saving.best
 

@@ -103,13 +103,13 @@ def make_callbacks(
     """
     from pytorch_lightning.callbacks import EarlyStopping, RichProgressBar
 
-    from lightning_glue.training.callbacks import BestEvaluation, EvaluationLine, TrainingMonitor
+    from lightning_glue.training.callbacks import BestEvaluation, EvaluateAtTheEnd, EvaluationLine, TrainingMonitor
     from lightning_glue.training.checkpoints import Checkpoints
 
     monitor = get_task(config.task.name).selection_metric
     best = BestEvaluation(monitor)
     callbacks: list[pl.Callback] = [best, *([EvaluationLine()] if shows else [])]
-    callbacks.append(TrainingMonitor(config.trainer.log_every))
+    callbacks += [TrainingMonitor(config.trainer.log_every), EvaluateAtTheEnd()]
     if shows and sys.stdout.isatty():
         callbacks.append(RichProgressBar())
     if config.trainer.early_stopping_patience is not None:
