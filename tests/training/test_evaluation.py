@@ -8,6 +8,7 @@ import shlex
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import mlflow
@@ -26,6 +27,7 @@ from lightning_glue.inference.finetuned import FineTuned, load_fine_tuned
 from lightning_glue.model import pretrained
 from lightning_glue.model.roberta import build_model, task_loss
 from lightning_glue.tasks import TASKS
+from lightning_glue.tracking import artifacts
 from lightning_glue.training import evaluation
 from lightning_glue.training.build import build
 from lightning_glue.training.run import settings
@@ -268,6 +270,28 @@ def test_an_unknown_run_is_one_line(cache: Path, tmp_path: Path) -> None:
     assert result.returncode == 2
     assert result.stderr.startswith(f"error: run {'0' * 32}: no fairseq directory to be had")
     assert result.stderr.count("\n") == 1
+
+
+def test_a_run_without_a_model_says_why(
+    new_store: Callable[[Path], None], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    new_store(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    client = mlflow.MlflowClient("sqlite:///mlflow.db")
+    for status, params, said in (
+        ("RUNNING", {}, "is not finished: .* wait for it, or if it died, .* --resume {} goes on with it"),
+        ("KILLED", {}, "is not finished, it is KILLED: .* --resume {} goes on with it"),
+        ("FAILED", {}, "is not finished, it is FAILED: .* --resume {} goes on with it"),
+        ("FINISHED", {"tracking.checkpoints": "False"}, "was trained with tracking.checkpoints=false"),
+        ("FINISHED", {}, "no fairseq directory to be had"),
+    ):
+        run_id = client.create_run("0").info.run_id
+        for key, value in params.items():
+            client.log_param(run_id, key, value)
+        if status != "RUNNING":
+            client.set_terminated(run_id, status)
+        with pytest.raises(UserError, match=f"run {run_id}:? {said.format(run_id)}"):
+            artifacts.locate(run_id, None)
 
 
 DOWNLOAD = """
