@@ -74,7 +74,7 @@ def step_seconds(overrides: list[str], model: str, steps: int, uri: str | None) 
     trainer.fit(module, data)
     if tracker:
         tracker.finish("FINISHED")
-        assert len(tracker.history["train/loss"]) == (steps + 6) // config.trainer.log_every
+        assert len(tracker.history["train/loss"]) == -(-(steps + 6) // config.trainer.log_every)
     return [end - begin for begin, end in zip(timer.ends[5:], timer.ends[6:])]
 
 

@@ -115,7 +115,8 @@ def fit(
     Args:
         task: CoLA, SST-2, MRPC, STS-B, QQP, MNLI, QNLI, RTE or WNLI; may be left out with an ``experiment``, or where
             ``resume`` names a run.
-        model: ``minilm``, ``roberta.base`` (default where GPUs are asked for), ... or the path of a fairseq ``*.pt``.
+        model: ``minilm``, ``roberta.base``, ... or the path of a fairseq ``*.pt``. Default: where it runs on a GPU
+            ``roberta.base``, else ``minilm``.
         data: ``glue`` (``$GLUE_DIR``, else the cache, else a download) or ``sample`` (generated).
         experiment: a recipe below ``experiments/``.
         resume: id or ``last.ckpt`` of an interrupted run that goes on; ``auto``: the newest of this configuration.
@@ -148,8 +149,6 @@ def fit(
     given = make_overrides({key: value for key, value in flags.items() if value is not None}, overrides, keys)
     if task is None and experiment is None and resume in (None, "auto"):
         raise ConfigError('no task; expected fit("RTE", ...), or an experiment, or the id of a run to resume')
-    if model is None and not experiment and gpus not in (None, 0, "0"):
-        model = "roberta.base"
     asked = {"task": task, "model": None if model is None else os.fspath(model), "data": data, "experiment": experiment}
     config = _compose(asked, given, resume)
     with _in_library(verbose):
@@ -159,18 +158,24 @@ def fit(
 def _compose(asked: dict[str, str | None], given: dict[str, Any], resume: str | None) -> Config:
     """The configuration that is asked for, or that of the run to resume."""
     from lightning_glue import config as configuration
+    from lightning_glue.training.default_model import with_default_model
 
-    present = configuration.compose(to_overrides(given), **asked)
+    overrides, named = to_overrides(given), {name: asked[name] for name in ("task", "data", "experiment")}
+    present = with_default_model(
+        lambda model: configuration.compose(overrides, model=model, **named),
+        asked["model"],
+        asked["experiment"],
+        overrides,
+        lambda config: config.trainer.gpus,
+    )
     if resume in (None, "auto"):
         return present
-    from lightning_glue.training.own_config import continued
+    from lightning_glue.training.own_config import asked_keys, continued
     from lightning_glue.training.resume import find
 
     own = find(str(resume), present)
     assert own
-    said = {"task": "task.name", "model": "model.name", "data": "data.source"}
-    keys = {key for name, key in said.items() if asked[name] is not None} | given.keys()
-    return continued(str(resume), own.record["config"], present, set(keys))
+    return continued(str(resume), own.record["config"], present, asked_keys(str(resume), asked, overrides))
 
 
 @contextmanager

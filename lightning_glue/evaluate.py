@@ -44,11 +44,18 @@ def main() -> None:
     leader = not is_distributed_child()
     if args.predict:
         make_folder(args.predict, "--predict")
-    loaded = evaluation.load(args.checkpoint, config, evaluation.given_keys(args.overrides, args.data), args.task)
+    given_keys = evaluation.given_keys(args.overrides, args.data)
+    loaded = evaluation.load(args.checkpoint, config, given_keys, args.task, predicts=bool(args.predict))
     task = loaded.data.task
     if loaded.note and leader:
         print(f"note: {loaded.note}", file=sys.stderr)
-    if task.dev:
+    if not task.dev and not args.predict:
+        raise UserError(f"{task.name} has no labels to score; add --predict DIR to write its predictions")
+    loaded.data.prepare_data()
+    scored = any(split.name in loaded.data.prepared.splits for split in task.dev)
+    if task.dev and not scored and leader:
+        print(f"note: nothing is scored, there is no {task.dev[0].file_name} beside the test files", file=sys.stderr)
+    if scored:
         values = evaluation.evaluate(loaded.config, loaded.fine_tuned, loaded.data)
         if leader:
             for name, value in sorted(values.items()):
@@ -58,8 +65,6 @@ def main() -> None:
     if args.predict and leader:
         for path in evaluation.predict(loaded.config, loaded.fine_tuned, loaded.data, args.predict):
             print(f"wrote {path}")
-    elif not task.dev and not args.predict:
-        raise UserError(f"{task.name} has no labels to score; add --predict DIR to write its predictions")
 
 
 if __name__ == "__main__":

@@ -36,7 +36,8 @@ def main() -> None:
 
     quiet()
     make_folder(args.out, "--out")
-    loaded = evaluation.load(args.checkpoint, config, evaluation.given_keys(args.overrides, args.data), args.task)
+    given_keys = evaluation.given_keys(args.overrides, args.data)
+    loaded = evaluation.load(args.checkpoint, config, given_keys, args.task, scores=False, predicts=True)
     if loaded.note:
         print(f"note: {loaded.note}", file=sys.stderr)
     for path in evaluation.predict(loaded.config, loaded.fine_tuned, loaded.data, args.out):

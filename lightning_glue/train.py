@@ -11,8 +11,9 @@ from lightning_glue import config as configuration
 from lightning_glue.config import Config
 from lightning_glue.errors import Diverged
 from lightning_glue.tasks import TRAINABLE
+from lightning_glue.training.default_model import with_default_model
 from lightning_glue.training.messages import quiet, report
-from lightning_glue.training.own_config import continued
+from lightning_glue.training.own_config import asked_keys, continued
 from lightning_glue.training.preemption import end_at_once
 from lightning_glue.training.resuming_caller import ResumingCaller
 from lightning_glue.training.run import train
@@ -31,7 +32,7 @@ def parse_arguments() -> argparse.Namespace:
     )
     parser.add_argument("--task", metavar="TASK", help=f"one of {', '.join(TRAINABLE)}")
     parser.add_argument("--model", metavar="MODEL", help=f"one of {', '.join(configuration.options('model'))}, or the "
-                        "path of a fairseq *.pt (default: minilm on CPU, roberta.base on GPUs)")  # fmt: skip
+                        "path of a fairseq *.pt (default: roberta.base if on a GPU, else minilm)")  # fmt: skip
     parser.add_argument("--data", metavar="DATA", help="glue: $GLUE_DIR, else cache, else download (default); "
                         "sample: generated sentences")  # fmt: skip
     parser.add_argument("--experiment", metavar="NAME", help="a recipe below experiments/, such as paper/roberta_base")
@@ -48,12 +49,17 @@ def compose(args: argparse.Namespace) -> Config:
     """The run's configuration from the command line."""
     flags = {"trainer.gpus": args.gpus, "trainer.procs": args.procs, "init_from": args.init_from}
     overrides = [f"{key}={configuration.quote(value)}" for key, value in flags.items() if value is not None]
+    overrides += args.overrides
     named = args.task or any(override.startswith("task=") for override in args.overrides)
     experiment = args.experiment or (None if named else "demo")
-    chosen = args.model or args.experiment or any(override.startswith("model=") for override in args.overrides)
-    model = args.model or (None if chosen or not named or args.gpus in (None, "0") else "roberta.base")
-    return configuration.compose(
-        overrides + args.overrides, task=args.task, model=model, data=args.data, experiment=experiment
+    return with_default_model(
+        lambda model: configuration.compose(
+            overrides, task=args.task, model=model, data=args.data, experiment=experiment
+        ),
+        args.model,
+        experiment,
+        args.overrides,
+        lambda config: config.trainer.gpus,
     )
 
 
@@ -63,12 +69,10 @@ def check_arguments(args: argparse.Namespace, own: dict[str, Any]) -> Config:
     Raises:
         UserError: a flag that contradicts the run's own configuration.
     """
-    flags = {"task": "task.name", "model": "model.name", "data": "data.source", "init_from": "init_from"}
-    given = {key for flag, key in flags.items() if getattr(args, flag) is not None}
-    given |= {"trainer.gpus"} if args.gpus else set()
-    given |= {"trainer.procs"} if args.procs else set()
-    given |= {override.partition("=")[0] for override in args.overrides}
-    return continued(args.resume, own, compose(args), given)
+    named = {name: getattr(args, name) for name in ("task", "model", "data", "experiment")}
+    flags = {"trainer.gpus": args.gpus, "trainer.procs": args.procs, "init_from": args.init_from}
+    given = [*args.overrides, *(f"{key}={value}" for key, value in flags.items() if value is not None)]
+    return continued(args.resume, own, compose(args), asked_keys(args.resume, named, given))
 
 
 def run(config: Config, resume: str | Resume | None) -> None:

@@ -20,7 +20,7 @@ def parse_arguments() -> Request:
     )
     parser.add_argument("--task", metavar="TASK", required=True, help=f"one of {', '.join(TRAINABLE)}")
     parser.add_argument("--model", metavar="MODEL", help=f"one of {', '.join(configuration.options('model'))}, or the "
-                        "path of a fairseq *.pt (default: minilm on CPU, roberta.base on GPUs)")  # fmt: skip
+                        "path of a fairseq *.pt (default: roberta.base if on a GPU, else minilm)")  # fmt: skip
     parser.add_argument("--data", metavar="DATA", help="glue (default) or sample")
     parser.add_argument("--experiment", metavar="NAME", help="a recipe below experiments/ to start from")
     parser.add_argument("--trials", type=int, metavar="N", help="of the whole study (default: conf/tune/<task>.yaml)")

@@ -10,7 +10,7 @@ import hashlib
 import json
 import logging
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -21,7 +21,7 @@ from lightning_glue.data import mmap_format, reader, sources, tokenizer
 from lightning_glue.data.labels import label_ids, label_symbols
 from lightning_glue.data.reader import OnBadRow, Rows
 from lightning_glue.data.tokenizer import SPECIALS, UNK, Tokenizer
-from lightning_glue.errors import DataError
+from lightning_glue.errors import DataError, UserError
 from lightning_glue.tasks import Split, Task
 from lightning_glue.utils import digests
 from lightning_glue.utils.files import discard, leftovers, locked, new_folder, sweep
@@ -74,7 +74,7 @@ def _write_labels(task: Task, rows: dict[str, Rows], out: Path) -> None:
             lines = "".join(f"{float(label) / task.label_scale:.6g}\n" for label in labels)
             (out / f"{names[name]}.label").write_text(lines)
         return
-    symbols, counts = label_symbols(labelled["train"])
+    symbols, counts = label_symbols(labelled.get("train", task.labels))
     index = label_ids(symbols)
     (out / "dict.txt").write_text("".join(f"{symbol} {count}\n" for symbol, count in zip(symbols, counts)))
     for name, labels in labelled.items():
@@ -103,21 +103,33 @@ def binarize(
         _write_labels(task, rows, out / "label")
 
 
+class UnfitTestFile(DataError):
+    """A file whose rows are to be predicted, of a task that can be trained without it."""
+
+
 def _present(task: Task, root: Path) -> list[Split]:
     """The splits to read: all labelled ones, and the test files that are there."""
     return [split for split in task.splits if split.labelled or reader.has_split(task, split, root)] or [*task.test]
 
 
-def _read_rows(task: Task, root: Path, on_bad_row: OnBadRow, raw: dict[str, str] | None = None) -> dict[str, Rows]:
+def _read_rows(
+    task: Task, root: Path, on_bad_row: OnBadRow, splits: Iterable[Split], raw: dict[str, str] | None = None
+) -> dict[str, Rows]:
     """Rows by split name. A malformed test row always stops: predictions are submitted by row number.
 
     Args:
         raw: digests that the files must have, by split name.
+
+    Raises:
+        UnfitTestFile: it is a test file that cannot be read.
+        UserError: another one cannot.
     """
-    rows = {
-        split.name: reader.read_split(task, split, root, on_bad_row if split.labelled else "stop")
-        for split in _present(task, root)
-    }
+    rows: dict[str, Rows] = {}
+    for split in splits:
+        try:
+            rows[split.name] = reader.read_split(task, split, root, on_bad_row if split.labelled else "stop")
+        except DataError as error:
+            raise error if split.labelled or not task.train else UnfitTestFile(str(error)) from None
     for name, part in rows.items():
         digests.check(Path(part.path), part.sha256, root, root / task.directory)
         if raw and raw[name] != part.sha256:
@@ -133,14 +145,14 @@ def _binarize_with_progress(task: Task, rows: dict[str, Rows], encoder: Tokenize
         binarize(task, rows, encoder, out, advance)
 
 
-def _raw_digests(task: Task, root: Path) -> dict[str, str]:
-    """sha256 of the raw files by split name.
+def _raw_digests(task: Task, root: Path, splits: Iterable[Split]) -> dict[str, str]:
+    """sha256 of the raw files that are there, by split name.
 
     Raises:
         UserError: a file cannot be read, or one of the cache is not as it was put there.
     """
     found: dict[str, str] = {}
-    for split in task.splits:
+    for split in splits:
         path = root / task.directory / split.file_name
         try:
             digest = digests.known_sha256(path) if reader.has_split(task, split, root) else None
@@ -174,38 +186,90 @@ def _fill(entry: Path, task: Task, rows: dict[str, Rows], encoder: Tokenizer) ->
         (folder / _MANIFEST).write_text(json.dumps(infos, indent=1))
 
 
-def prepare(task: Task, root: Path, encoder: Tokenizer, cache: Path, on_bad_row: OnBadRow = "stop") -> Prepared:
+def prepare(
+    task: Task,
+    root: Path,
+    encoder: Tokenizer,
+    cache: Path,
+    on_bad_row: OnBadRow = "stop",
+    *,
+    wanted: tuple[Split, ...] | None = None,
+    predicts: bool = True,
+) -> Prepared:
     """Return the preprocessed task from ``cache``, made first if its content is new. Safe under concurrent calls.
 
     An entry of which anything is not as it was made is made again, with a warning.
+
+    Args:
+        wanted: the splits to have, for which no other files are needed; None: all that are there.
+        predicts: whether the test files are wanted; if not, one that cannot be read is left out with a warning.
+
+    Raises:
+        UserError: a labelled file that is wanted is missing, or one cannot be read.
     """
-    for split in task.splits:
-        if (split.labelled or not task.train) and not reader.has_split(task, split, root):
-            reader.read_split(task, split, root)  # raises the error that names the file
-    raw = _raw_digests(task, root)
-    entry = cache / "arrays" / f"{task.name}-{_cache_key(task, raw, encoder, on_bad_row)[:24]}"
-    if digests.fault(entry) or leftovers(entry):
-        with locked(entry):
-            sweep(entry)
-            if fault := digests.fault(entry):
-                rows = _read_rows(task, root, on_bad_row, raw)
-                if os.path.lexists(entry):
-                    log.warning("cache: %s %s; made again from the raw files", entry, fault)
-                    discard(entry)
-                _fill(entry, task, rows, encoder)
+    if wanted is not None:
+        found = _already_there(task, root, encoder, cache, on_bad_row) or _prepare(
+            task, root, encoder, cache, on_bad_row, wanted
+        )
+        names = {split.name for split in wanted}
+        return Prepared(found.directory, {name: info for name, info in found.splits.items() if name in names})
+    try:
+        return _prepare(task, root, encoder, cache, on_bad_row, task.splits)
+    except UnfitTestFile as error:
+        if predicts:
+            raise
+        log.warning("left out: %s", error)
+        return _prepare(task, root, encoder, cache, on_bad_row, ((task.train,) if task.train else ()) + task.dev)
+
+
+def _entry(cache: Path, task: Task, raw: dict[str, str], encoder: Tokenizer, on_bad_row: OnBadRow) -> Path:
+    return cache / "arrays" / f"{task.name}-{_cache_key(task, raw, encoder, on_bad_row)[:24]}"
+
+
+def _read_entry(entry: Path) -> Prepared:
     splits = {name: SplitInfo(**info) for name, info in json.loads((entry / _MANIFEST).read_text()).items()}
     return Prepared(entry / "bin", splits)
 
 
-def prepare_configured(task: Task, files: DataConfig, encoder: Tokenizer) -> Prepared:
+def _already_there(task: Task, root: Path, encoder: Tokenizer, cache: Path, on_bad_row: OnBadRow) -> Prepared | None:
+    """The entry of all the files at ``root``, as a training leaves it; None where there is none."""
+    try:
+        entry = _entry(cache, task, _raw_digests(task, root, task.splits), encoder, on_bad_row)
+        return None if digests.fault(entry) else _read_entry(entry)
+    except (UserError, OSError):
+        return None
+
+
+def _prepare(
+    task: Task, root: Path, encoder: Tokenizer, cache: Path, on_bad_row: OnBadRow, splits: tuple[Split, ...]
+) -> Prepared:
+    for split in splits:
+        if (split.labelled or not task.train) and not reader.has_split(task, split, root):
+            reader.read_split(task, split, root)  # raises the error that names the file
+    raw = _raw_digests(task, root, splits)
+    entry = _entry(cache, task, raw, encoder, on_bad_row)
+    if digests.fault(entry) or leftovers(entry):
+        with locked(entry):
+            sweep(entry)
+            if fault := digests.fault(entry):
+                present = [split for split in splits if split.name in raw]
+                rows = _read_rows(task, root, on_bad_row, present, raw)
+                if os.path.lexists(entry):
+                    log.warning("cache: %s %s; made again from the raw files", entry, fault)
+                    discard(entry)
+                _fill(entry, task, rows, encoder)
+    return _read_entry(entry)
+
+
+def prepare_configured(task: Task, files: DataConfig, encoder: Tokenizer, *, predicts: bool = True) -> Prepared:
     """:func:`prepare` for the files that a configuration names, in the user's cache."""
     root = sources.glue_directory(task, files.source, files.glue_dir)
-    return prepare(task, root, encoder, sources.cache_dir(), files.on_bad_row)
+    return prepare(task, root, encoder, sources.cache_dir(), files.on_bad_row, predicts=predicts)
 
 
 def write_layout(task: Task, root: Path, encoder: Tokenizer, out: Path, on_bad_row: OnBadRow) -> dict[str, Rows]:
     """Write the new folder ``out`` as ``preprocess_GLUE_tasks.sh`` does; the rows in it, by split name."""
-    rows = _read_rows(task, root, on_bad_row)
+    rows = _read_rows(task, root, on_bad_row, _present(task, root))
     with new_folder(out) as folder:
         _binarize_with_progress(task, rows, encoder, folder)
     return rows

@@ -97,6 +97,11 @@ def positions(model: RobertaModel) -> int:
     return int(min(model.max_positions(), model.encoder.sentence_encoder.max_positions()))
 
 
+def drops_layers(model: RobertaModel) -> bool:
+    """Whether training leaves out layers at random (LayerDrop), whose parameters then have no gradient."""
+    return bool(model.encoder.sentence_encoder.encoder_layerdrop)
+
+
 def token_limit(model: RobertaModel, asked: int) -> int:
     """The length that examples are cut to: ``data.max_tokens``, or the model's positions where these are fewer.
 

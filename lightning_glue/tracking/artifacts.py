@@ -12,12 +12,14 @@ from typing import TYPE_CHECKING
 from lightning_glue.errors import CheckpointError
 from lightning_glue.tracking.client import connect
 from lightning_glue.tracking.journals import delivered_run
+from lightning_glue.utils.console import command
 from lightning_glue.utils.digests import file_sha256
 from lightning_glue.utils.paths import local_folder
 from lightning_glue.utils.redact import first_line
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
+    from mlflow.entities import Run
 
 _RUN_ID = re.compile(r"[0-9a-f]{32}")
 _EXPORT = "fairseq"  # the run's artifact folder
@@ -53,13 +55,24 @@ def _exported_by(run_id: str, uri: str | None) -> Path:
     except (MlflowException, OSError) as error:
         raise CheckpointError(f"run {run_id}: no fairseq directory to be had ({first_line(error)})") from None
     if not path.is_file():
-        raise CheckpointError(
-            f"run {run_id}: no fairseq directory to be had (no {_EXPORT}/{path.name} among its artifacts)"
-        )
+        raise CheckpointError(_why_none(run))
     expected = run.data.tags.get(EXPORT_DIGEST)
     if expected and file_sha256(path) != expected:
         raise CheckpointError(f"run {run_id}: {path} is damaged: its SHA-256 is not the one that the run noted")
     return path
+
+
+def _why_none(run: Run) -> str:
+    """Why a run has no exported model, and what to do."""
+    run_id, status = run.info.run_id, run.info.status
+    goes_on = f"{command('python', '-m', 'lightning_glue.train', '--resume', run_id)} goes on with it"
+    if status == "RUNNING":
+        return f"run {run_id} is not finished: its model is exported at its end; wait for it, or if it died, {goes_on}"
+    if status != "FINISHED":
+        return f"run {run_id} is not finished, it is {status}: its model is exported at its end; {goes_on}"
+    if run.data.params.get("tracking.checkpoints") == "False":
+        return f"run {run_id} was trained with tracking.checkpoints=false: its model was not kept"
+    return f"run {run_id}: no fairseq directory to be had (no {_EXPORT}/checkpoint_best.pt among its artifacts)"
 
 
 def _download_export(client: MlflowClient, run_id: str) -> Path:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from lightning_glue.errors import TrackingError, suggest
-from lightning_glue.tasks import get_task
+from lightning_glue.tasks import TRAINABLE, get_task
 from lightning_glue.tracking import registry
 from lightning_glue.tracking.registry import difference
 from lightning_glue.utils.redact import first_line
@@ -73,15 +73,15 @@ def fetch(client: MlflowClient, uri: str, experiment: str | None) -> list[Run]:
 
 
 def scored_run(run: Run, uri: str) -> Scored | None:
-    """The run's selection metric and cost; None for a run without one."""
+    """The run's selection metric and cost; None for a run without one, or of another program."""
     params, info = run.data.params, run.info
-    if "task.name" not in params:
+    if params.get("task.name") not in TRAINABLE or "model.name" not in params:
         return None
     value = run.data.metrics.get(f"best/{get_task(params['task.name']).selection_metric}")
     if value is None or info.end_time is None:
         return None
-    gpus = params.get("trainer.gpus", "auto")
-    devices = max(int(gpus) if gpus.isdigit() else 1, int(params.get("trainer.procs", "1")))
+    numbers = [params.get(name, "1") for name in ("trainer.gpus", "trainer.procs")]
+    devices = max([1, *(int(number) for number in numbers if number.isdecimal())])
     address = f"{uri.rstrip('/')}/#/experiments/{info.experiment_id}/runs/{info.run_id}"
     link = address if uri.startswith("http") else ""
     minutes = (info.end_time - info.start_time) / 60000 * devices
@@ -136,7 +136,7 @@ def compare(runs: list[Run], uri: str, *, task: str | None, trials: bool) -> lis
     by_task: dict[str, list[Run]] = defaultdict(list)
     for run in chosen:
         name = run.data.params.get("task.name")
-        if name and name == (task or name):
+        if name in TRAINABLE and name == (task or name):  # others are of another program
             by_task[name].append(run)
     sections = []
     for name, members in sorted(by_task.items()):

@@ -66,7 +66,7 @@ def build(config: Config, warm: Warm | None = None) -> tuple[GlueModule, GlueDat
     module = GlueModule(model, task, config.optimizer, config.lr, come_from)
     datamodule = GlueDataModule(
         task,
-        lambda: prepare_configured(task, data, start.tokenizer),
+        lambda: prepare_configured(task, data, start.tokenizer, predicts=config.trainer.predict),
         batch_size=data.batch_size,
         eval_tokens=resolve_eval_tokens(config),
         max_tokens=max_tokens,
@@ -74,7 +74,7 @@ def build(config: Config, warm: Warm | None = None) -> tuple[GlueModule, GlueDat
         pool=data.length_pool,
         seed=config.seed,
     )
-    texts = (task.name, data.source, data.glue_dir, data.on_bad_row, max_tokens, origin)
+    texts = (task.name, data.source, data.glue_dir, data.on_bad_row, max_tokens, config.trainer.predict, origin)
     if warm.texts == texts:
         datamodule.prepared, datamodule.splits = warm.prepared, warm.splits
     else:

@@ -26,23 +26,33 @@ def _all_finite(module: pl.LightningModule) -> bool:
 
 
 class TrainingMonitor(pl.Callback):
-    """Logs ``train/*`` every ``every`` optimizer steps, and the dev metrics at the step they were measured.
+    """Logs ``train/*`` every ``every`` optimizer steps and after the last one, and the dev metrics at their step.
 
     Loss, examples/s, real tokens/s and padding ratio are of all processes and of the whole window since the last
-    point; the gradient norm and the learning rate are those of its last step. A training that has diverged ends here.
+    point, evaluations and what lies between two epochs left out of the time; the gradient norm and the learning rate
+    are those of its last step. A training that has diverged ends here.
     """
 
     def __init__(self, every: int) -> None:
         self.every = every
         self.grad_norm: torch.Tensor | None = None
         self._resumed: list[Any] | None = None
+        self._paused: float | None = None  # since when the clock stands still
 
     def _reset(self, device: torch.device) -> None:
         # loss, micro-batches, examples, real tokens, tokens with padding: summed over processes in one call
         self.window = torch.zeros(5, dtype=torch.float64, device=device)
         self.since = time.perf_counter()
 
+    def _pause(self) -> None:
+        if self._paused is None:
+            self._paused = time.perf_counter()
+
+    def _is_point(self, step: int) -> bool:
+        return step % self.every == 0 or step >= self.steps
+
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self.steps = trainer.estimated_stepping_batches
         self._reset(pl_module.device)
         if self._resumed:
             windows, elapsed = self._resumed
@@ -50,21 +60,35 @@ class TrainingMonitor(pl.Callback):
             mine = windows[trainer.global_rank] if same else windows.sum(0) * trainer.is_global_zero
             self.window += mine.to(pl_module.device)
             self.since -= elapsed
+        self._pause()
 
     def on_save_checkpoint(self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict) -> None:
         windows = trainer.strategy.all_gather(self.window).reshape(-1, len(self.window)).cpu()
-        checkpoint["window"] = [windows, time.perf_counter() - self.since]
+        checkpoint["window"] = [windows, (self._paused or time.perf_counter()) - self.since]
 
     def on_load_checkpoint(self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict) -> None:
         self._resumed = checkpoint["window"]
 
-    def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        self._reset(pl_module.device)  # evaluation between epochs does not count as training time
+    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self._pause()
 
-    def on_before_optimizer_step(self, trainer: pl.Trainer, pl_module: pl.LightningModule, _: Any) -> None:
-        if (trainer.global_step + 1) % self.every == 0:
+    def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self._pause()
+
+    def on_train_batch_start(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Batch, batch_idx: int
+    ) -> None:
+        if self._paused is not None:
+            self.since += time.perf_counter() - self._paused
+            self._paused = None
+
+    def on_before_optimizer_step(self, trainer: pl.Trainer, pl_module: pl.LightningModule, optimizer: Any) -> None:
+        if self._is_point(trainer.global_step + 1):
             gradients = [p.grad for p in pl_module.parameters() if p.grad is not None]
             self.grad_norm = torch.nn.utils.get_total_norm(gradients)
+            scaler = getattr(trainer.precision_plugin, "scaler", None)
+            if scaler and optimizer.unscales:
+                self.grad_norm /= scaler.get_scale()
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Batch, batch_idx: int
@@ -76,7 +100,7 @@ class TrainingMonitor(pl.Callback):
             [1.0, counted, len(batch["tokens"]), padded_size(batch)], dtype=torch.float64, device=pl_module.device
         )
         stepped = (batch_idx + 1) % trainer.accumulate_grad_batches == 0
-        if stepped and trainer.global_step % self.every == 0:
+        if stepped and self._is_point(trainer.global_step):
             self._log(trainer, pl_module)
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -108,6 +132,19 @@ class TrainingMonitor(pl.Callback):
         for logger in trainer.loggers:
             logger.log_metrics(values, step=trainer.global_step)
         self._reset(pl_module.device)
+
+
+class EvaluateAtTheEnd(pl.Callback):
+    """Has the weights evaluated after the last step, which may come between two evaluations, as fairseq does."""
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self.steps = trainer.estimated_stepping_batches
+
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Batch, batch_idx: int
+    ) -> None:
+        if trainer.global_step >= self.steps:
+            trainer.should_stop = True  # Lightning evaluates where it is told to stop
 
 
 class EvaluationLine(pl.Callback):

@@ -84,16 +84,25 @@ def check_port(devices: Devices) -> None:
         raise ConfigError(f"MASTER_PORT={port} cannot be used ({why}); unset it, or choose another") from None
 
 
-def resolve_strategy(devices: Devices) -> Strategy:
+def resolve_strategy(devices: Devices, *, some_unused: bool = False) -> Strategy:
     """Plain DDP over several processes.
 
     The only buffers are version numbers, and evaluation gives processes different numbers of batches: broadcasting
     buffers in every forward would be waste and would hang.
+
+    Args:
+        some_unused: a step may leave parameters without a gradient. DDP then looks for them in every step, which takes
+            time, and otherwise would wait for them.
     """
     if devices.world == 1:
         return SingleDeviceStrategy("cuda:0" if devices.accelerator == "cuda" else "cpu")
     backend = "nccl" if devices.accelerator == "cuda" else "gloo"
-    return DDPStrategy(process_group_backend=backend, forward_sync_buffers=False, gradient_as_bucket_view=True)
+    return DDPStrategy(
+        process_group_backend=backend,
+        forward_sync_buffers=False,
+        gradient_as_bucket_view=True,
+        find_unused_parameters=some_unused,
+    )
 
 
 def resolve_precision(config: TrainerConfig, accelerator: str) -> Precision:

@@ -6,12 +6,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lightning_glue.config import Config, flatten, unflatten
-from lightning_glue.errors import UserError
+from lightning_glue.config import Config, DataConfig, flatten, unflatten
+from lightning_glue.errors import DataError, UserError
 from lightning_glue.tasks import Task, get_task
 
 if TYPE_CHECKING:
+    from lightning_glue.data.binarize import Prepared
     from lightning_glue.data.datamodule import GlueDataModule
+    from lightning_glue.data.tokenizer import Tokenizer
     from lightning_glue.inference.finetuned import FineTuned
 
 
@@ -56,19 +58,46 @@ def has_task(task: Task, folder: str) -> bool:
     return (Path(folder) / task.directory).is_dir()
 
 
-def make_data(config: Config, task: Task, fine_tuned: FineTuned) -> GlueDataModule:
-    from lightning_glue.data.binarize import prepare_configured
+def make_data(
+    config: Config, task: Task, fine_tuned: FineTuned, *, scores: bool = True, predicts: bool = True
+) -> GlueDataModule:
+    """The splits that are to be scored or predicted; no other file is needed."""
     from lightning_glue.data.datamodule import GlueDataModule
     from lightning_glue.model.roberta import token_limit
     from lightning_glue.training.devices import resolve_eval_tokens
 
     return GlueDataModule(
         task,
-        lambda: prepare_configured(task, config.data, fine_tuned.tokenizer),
+        lambda: _prepared(config.data, task, fine_tuned.tokenizer, scores, predicts),
         batch_size=1,
         eval_tokens=resolve_eval_tokens(config),
         max_tokens=token_limit(fine_tuned.model, config.data.max_tokens),
     )
+
+
+def _prepared(files: DataConfig, task: Task, tokenizer: Tokenizer, scores: bool, predicts: bool) -> Prepared:
+    """The dev splits, the test splits, or both; of these the test splits alone where there are no dev files.
+
+    Raises:
+        UserError: there is nothing to score, or nothing to predict.
+    """
+    from lightning_glue.data import reader, sources
+    from lightning_glue.data.binarize import prepare
+
+    root = sources.glue_directory(task, files.source, files.glue_dir)
+    to_score, to_predict = (
+        any(reader.has_split(task, split, root) for split in splits) for splits in (task.dev, task.test)
+    )
+    if predicts and not to_predict:
+        raise _nothing_to_predict(task, root / task.directory)
+    wanted = task.dev if scores and (to_score or not predicts) else ()
+    wanted += task.test if predicts else ()
+    return prepare(task, root, tokenizer, sources.cache_dir(), files.on_bad_row, wanted=wanted)
+
+
+def _nothing_to_predict(task: Task, folder: Path) -> DataError:
+    names = ", ".join(split.file_name for split in task.test)
+    return DataError(f"{task.name}: nothing to predict, no {names} in {folder}; nothing was written")
 
 
 def other_files(data: GlueDataModule, own: dict[str, Any]) -> list[str]:
@@ -108,18 +137,14 @@ def evaluate(config: Config, fine_tuned: FineTuned, data: GlueDataModule) -> dic
 
 
 def predict(config: Config, fine_tuned: FineTuned, data: GlueDataModule, out: Path) -> list[Path]:
-    """Write the leaderboard files of the unlabelled splits, on the device and with the precision of the evaluation.
-
-    Raises:
-        UserError: there are no such splits.
-    """
+    """Write the leaderboard files of the unlabelled splits, on the device and with the precision of the evaluation."""
     from lightning_glue.inference.submission import write_submissions
     from lightning_glue.training.devices import resolve_devices, resolve_precision
 
     accelerator, task = resolve_devices(config.trainer).accelerator, data.task
     data.setup("predict")
     fine_tuned.model.to(accelerator)  # Lightning takes it back to the CPU
-    written = write_submissions(
+    return write_submissions(
         fine_tuned.model,
         task,
         data.prepared,
@@ -128,10 +153,6 @@ def predict(config: Config, fine_tuned: FineTuned, data: GlueDataModule, out: Pa
         max_tokens=data.max_tokens,
         precision=resolve_precision(config.trainer, accelerator),
     )
-    if not written:
-        names = ", ".join(split.file_name for split in task.test)
-        raise UserError(f"{task.name}: nothing to predict, no {names} beside the dev files; nothing was written")
-    return written
 
 
 @dataclass(frozen=True)
@@ -148,12 +169,22 @@ class Loaded:
     note: str
 
 
-def load(reference: str, config: Config, given: set[str], task_name: str | None) -> Loaded:
+def load(
+    reference: str,
+    config: Config,
+    given: set[str],
+    task_name: str | None,
+    *,
+    scores: bool = True,
+    predicts: bool = False,
+) -> Loaded:
     """The model behind a run id or a path, with the settings of its run except those that were given.
 
     Args:
         config: devices, and the settings that were ``given`` (keys).
         task_name: another task than the model's own: AX for a model of MNLI.
+        scores: whether the dev splits are wanted.
+        predicts: whether the test splits are wanted.
 
     Raises:
         UserError: there is no such model, or it cannot be evaluated so.
@@ -174,4 +205,5 @@ def load(reference: str, config: Config, given: set[str], task_name: str | None)
     task = evaluated_task(task_name, fine_tuned.task)
     with reading(str(fine_tuned.path)):
         config, note = with_own_settings(config, task, fine_tuned.settings, given)
-    return Loaded(fine_tuned, config, make_data(config, task, fine_tuned), note)
+    data = make_data(config, task, fine_tuned, scores=scores, predicts=predicts)
+    return Loaded(fine_tuned, config, data, note)

@@ -96,6 +96,7 @@ class GlueModule(pl.LightningModule):
             betas=tuple(self.settings.betas),
             eps=self.settings.eps,
             fused=True,
+            clipped=bool(self.trainer.gradient_clip_val),
         )
         schedule = torch.optim.lr_scheduler.LambdaLR(
             adam, lambda update: optimizer.polynomial_decay(update, warmup, total)

@@ -16,10 +16,19 @@ class FairseqAdamW(torch.optim.AdamW):
 
     torch adds eps after the bias correction of v. Scaling eps by the same correction makes the two equal, and keeps
     torch's fused kernels. Weight decay is decoupled in both (Loshchilov & Hutter 2019).
+
+    Args:
+        clipped: gradients are clipped before a step, so a GradScaler must unscale them before that; else the fused
+            kernel does it in the step, and nobody waits for the device.
     """
 
-    def __init__(self, params: Iterable[Any], *, eps: float, **options: Any) -> None:
+    # What the last step was told of infinite gradients, in which case the kernel did nothing; its way to the CPU.
+    _told: tuple[torch.Tensor, torch.cuda.Event | None] | None = None
+
+    def __init__(self, params: Iterable[Any], *, eps: float, clipped: bool = False, **options: Any) -> None:
         super().__init__(params, eps=eps, **options)
+        if clipped:
+            self._step_supports_amp_scaling = False  # torch's name; Lightning refuses to clip where it is True
         for group in self.param_groups:
             group.setdefault("fairseq_eps", eps)
             group.setdefault("updates", 0)
@@ -35,11 +44,37 @@ class FairseqAdamW(torch.optim.AdamW):
         if closure is not None:  # run first: a gradient of step t needs the eps of step t, and GradScaler may skip
             with torch.enable_grad():
                 loss = closure()
+        self._take_back_skipped()
         for group in self.param_groups:
             group["updates"] += 1
             group["eps"] = group["fairseq_eps"] / (1 - group["betas"][1] ** group["updates"]) ** 0.5
         super().step()
+        infinite: torch.Tensor | None = getattr(self, "found_inf", None)  # GradScaler's, during a step
+        if infinite is not None:
+            copied = torch.cuda.Event() if infinite.is_cuda else None
+            self._told = infinite.to("cpu", non_blocking=True), copied
+            if copied:
+                copied.record()
         return loss
+
+    @property
+    def unscales(self) -> bool:
+        """Whether a step takes gradients as a GradScaler has scaled them."""
+        return bool(getattr(self, "_step_supports_amp_scaling", False))
+
+    def state_dict(self) -> dict[str, Any]:
+        self._take_back_skipped()
+        return super().state_dict()
+
+    def _take_back_skipped(self) -> None:
+        """Do not count the last step where it was none; by now the device has long said so."""
+        if self._told:
+            infinite, copied = self._told
+            self._told = None
+            if copied:
+                copied.synchronize()
+            for group in self.param_groups:
+                group["updates"] -= bool(infinite)
 
 
 def parameter_groups(model: torch.nn.Module, settings: OptimizerConfig, lr: float) -> list[dict[str, Any]]:

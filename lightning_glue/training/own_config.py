@@ -2,12 +2,37 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 from lightning_glue import config as configuration
 from lightning_glue.config import Config
 from lightning_glue.errors import ConfigError
+
+# What the name of a group of conf/ stands for: it must be the run's own.
+_GROUPS = {"task": ["task.name"], "model": ["model.name", "model.source"], "data": ["data.source"]}
+
+
+def asked_keys(reference: str, named: Mapping[str, str | None], overrides: Iterable[str]) -> set[str]:
+    """The keys of the configuration that somebody who resumes a run has asked for.
+
+    Args:
+        named: task, model, data and experiment, as far as they were named.
+        overrides: ``key=value``, or the choice of a group: ``task=MNLI``.
+
+    Raises:
+        ConfigError: an experiment was named.
+    """
+    keys = {override.lstrip("+~").partition("=")[0] for override in overrides}
+    keys = {"model.architecture" if key.startswith("model.architecture.") else key for key in keys}
+    keys |= {name for name, value in named.items() if value is not None}
+    if recipe := named.get("experiment") or next((key for key in keys if key.startswith("experiments")), None):
+        raise ConfigError(
+            f"--resume {reference}: the run goes on with its own configuration, not with the experiment {recipe}; "
+            "leave --experiment out"
+        )
+    return {part for key in keys for part in _GROUPS.get(key, [key])}
 
 
 def continued(reference: str, own: dict[str, Any], present: Config, given: set[str]) -> Config:

@@ -139,7 +139,7 @@ class Training:
     def fit(self, checkpoints: Path | None, more: Sequence[pl.Callback] = (), *, shows: bool = True) -> BestEvaluation:
         """Train, from the checkpoint that was found if any, and leave the best weights in ``module`` of process 0.
 
-        Evaluates at least once.
+        The last step is always followed by an evaluation.
 
         Args:
             shows: evaluations and progress on the terminal.
@@ -148,13 +148,15 @@ class Training:
             Stopped: the processes agreed to stop.
             Diverged: the weights are no longer numbers.
         """
+        from lightning_glue.model.roberta import drops_layers
         from lightning_glue.training.checkpoints import Checkpoints
         from lightning_glue.training.lightning_internals import keep_signal_handlers
 
         module, data = self.module, self.data
         callbacks = [*more, *make_callbacks(self.config, checkpoints, self.preemption, shows=shows)]
         interval = evaluation_interval(self.config, len(data.train_dataloader()))
-        trainer = make_trainer(self.config, callbacks, self.tracker, interval, shows=shows)
+        dropping = drops_layers(module.model)
+        trainer = make_trainer(self.config, callbacks, self.tracker, interval, some_unused=dropping, shows=shows)
         keep_signal_handlers(trainer)
         trainer.fit(module, data, ckpt_path=self.found.path if self.found else None)
         saving = callbacks[-1]
@@ -163,10 +165,7 @@ class Training:
             raise Stopped(saving.stop)
         if module.diverged:
             raise Diverged(module.diverged, self.config.lr)
-        if not saving.best.values:  # max_steps ended training before the first evaluation
-            trainer.validate(module, data, verbose=False)
-            saving.save_best(trainer)
-        elif trainer.is_global_zero:
+        if trainer.is_global_zero:
             module.load_state_dict(saving.best_weights())
         return saving.best
 

@@ -54,8 +54,15 @@ def make_trainer(
     tracker: MLflowTracker,
     interval: int | float = 1.0,
     *,
+    some_unused: bool = False,
     shows: bool = True,
 ) -> pl.Trainer:
+    """The trainer of a configuration.
+
+    Args:
+        interval: of :func:`evaluation_interval`.
+        some_unused: a step may leave parameters of the model without a gradient.
+    """
     import pytorch_lightning as pl
 
     from lightning_glue.training.checkpoints import AtomicCheckpointIO
@@ -67,7 +74,7 @@ def make_trainer(
         accelerator=devices.accelerator,
         devices=devices.devices,
         num_nodes=devices.nodes,
-        strategy=resolve_strategy(devices),
+        strategy=resolve_strategy(devices, some_unused=some_unused),
         precision=resolve_precision(config.trainer, devices.accelerator),
         max_epochs=config.trainer.max_epochs,
         max_steps=config.trainer.max_steps,
@@ -96,13 +103,13 @@ def make_callbacks(
     """
     from pytorch_lightning.callbacks import EarlyStopping, RichProgressBar
 
-    from lightning_glue.training.callbacks import BestEvaluation, EvaluationLine, TrainingMonitor
+    from lightning_glue.training.callbacks import BestEvaluation, EvaluateAtTheEnd, EvaluationLine, TrainingMonitor
     from lightning_glue.training.checkpoints import Checkpoints
 
     monitor = get_task(config.task.name).selection_metric
     best = BestEvaluation(monitor)
     callbacks: list[pl.Callback] = [best, *([EvaluationLine()] if shows else [])]
-    callbacks.append(TrainingMonitor(config.trainer.log_every))
+    callbacks += [TrainingMonitor(config.trainer.log_every), EvaluateAtTheEnd()]
     if shows and sys.stdout.isatty():
         callbacks.append(RichProgressBar())
     if config.trainer.early_stopping_patience is not None:

@@ -10,6 +10,7 @@ from lightning_glue import config as configuration
 from lightning_glue.config import Config, TuneConfig
 from lightning_glue.errors import UserError, suggest
 from lightning_glue.tasks import TRAINABLE, get_task
+from lightning_glue.training.default_model import with_default_model
 
 if TYPE_CHECKING:
     from lightning_glue.execution.place import Place
@@ -89,15 +90,22 @@ def compose_search(request: Request) -> Search:
     asked = request.trials is not None or any(entry.startswith("tune.trials=") for entry in tuning)
     overrides = [entry for entry in request.overrides if not entry.startswith("tune.")]
     gpus = _gpus(request.gpus)
-    model = request.model or ("roberta.base" if gpus and not request.experiment else None)
     fixed = {entry.lstrip("+~").partition("=")[0] for entry in overrides}
+    if own := fixed & {"trainer.gpus", "trainer.procs"}:
+        raise UserError(f"{own.pop()} of a trial is what --gpus-per-trial and --procs say; leave it out")
     overrides += [
         f"trainer.gpus={request.gpus_per_trial if gpus else 0}",
         f"trainer.procs={1 if gpus else request.procs}",
     ]
     overrides += [] if "tracking.checkpoints" in fixed else ["tracking.checkpoints=false"]
-    config, tune = configuration.compose_tune(
-        tuning + overrides, task=request.task, model=model, data=request.data, experiment=request.experiment
+    config, tune = with_default_model(
+        lambda model: configuration.compose_tune(
+            tuning + overrides, task=request.task, model=model, data=request.data, experiment=request.experiment
+        ),
+        request.model,
+        request.experiment,
+        overrides,
+        lambda composed: composed[0].trainer.gpus,
     )
 
     from lightning_glue.execution.place import places

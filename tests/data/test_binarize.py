@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import shutil
 import subprocess
@@ -134,6 +135,27 @@ def test_a_malformed_row_stops_or_is_counted(cache: Path, bpe_dir: Path, tmp_pat
         file.write("999\tOne field too few.\n")
     with pytest.raises(UserError, match=r"WNLI/test\.tsv:\d+: found 2 fields"):  # row numbers are submitted
         binarize.prepare(TASKS["WNLI"], tmp_path, encoder, cache, "skip")
+
+
+@pytest.mark.parametrize("content", ["index\tsentence1\tsentence2\n", "0\tone\n", "\ufeff", "a\tb\tc\n1\t2\t3\n"])
+def test_a_test_file_that_does_not_fit_stops_predictions_alone(
+    content: str, cache: Path, bpe_dir: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    encoder, task = pretrained.load_tokenizer("gpt2", str(bpe_dir)), TASKS["WNLI"]
+    shutil.copytree(sources.glue_directory(task, "sample", None) / "WNLI", tmp_path / "WNLI")
+    whole = binarize.prepare(task, tmp_path, encoder, cache)
+    (tmp_path / "WNLI" / "test.tsv").write_text(content)
+    with caplog.at_level(logging.WARNING):
+        left = binarize.prepare(task, tmp_path, encoder, cache, predicts=False)
+    assert f"left out: {tmp_path}/WNLI/test.tsv" in caplog.text
+    assert {name: info.sha256 for name, info in left.splits.items()} == {
+        name: whole.splits[name].sha256 for name in ("train", "dev")
+    }
+    with pytest.raises(UserError, match=r"WNLI/test\.tsv"):
+        binarize.prepare(task, tmp_path, encoder, cache)
+    (tmp_path / "WNLI" / "dev.tsv").write_text(content)
+    with pytest.raises(UserError, match=r"WNLI/dev\.tsv"):
+        binarize.prepare(task, tmp_path, encoder, cache, predicts=False)
 
 
 @pytest.mark.parametrize(

@@ -709,7 +709,7 @@ def test_damaged_raw_files_of_the_cache_are_named(
     flip(path, path.read_bytes().index(b" the ") + 1)
     for read in (
         lambda: prepare(RTE, root, encoder, tmp_path / "cache"),
-        lambda: binarize._read_rows(RTE, root, "stop"),
+        lambda: binarize._read_rows(RTE, root, "stop", RTE.splits),
     ):
         assert f"delete {root} and run again" in refused(path, read)
     path.unlink()

@@ -105,3 +105,26 @@ def test_mistakes_are_one_line(project: tuple[Path, str], arguments: list[str], 
     assert result.returncode == 2
     assert message in result.stderr
     assert result.stderr.count("\n") == 1
+
+
+def test_runs_of_other_programs_are_passed_over(tmp_path: Path) -> None:
+    add(tmp_path, 1e-5, 1, 0.70)
+    client = mlflow.MlflowClient(STORE.format(tmp_path))
+    for number, params in enumerate(
+        (
+            {"task.name": "translation"},
+            {"task.name": "AX", "model.name": "x"},
+            {"task.name": "RTE"},
+            {"task.name": "RTE", "model.name": "mini", "trainer.gpus": "-1", "trainer.procs": "all"},
+            {"task.name": ""},
+            {},
+        )
+    ):
+        found = client.create_run(client.create_experiment(f"foreign {number}"), start_time=1000)
+        metrics = [Metric("best/dev/accuracy", 0.9, 0, 1)]
+        client.log_batch(found.info.run_id, metrics, [Param(key, value) for key, value in params.items()])
+        client.set_terminated(found.info.run_id, "FINISHED", end_time=121_000)
+    store = STORE.format(tmp_path)
+    sections = comparison.compare(comparison.fetch(client, store, None), store, task=None, trials=False)
+    assert [(section.title, len(section.rows)) for section in sections] == [("RTE, data 1", 1), ("RTE, data 2", 1)]
+    assert {row[0] for section in sections for row in section.rows} == {"minilm", "mini"}

@@ -8,6 +8,7 @@ import shlex
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import mlflow
@@ -26,6 +27,7 @@ from lightning_glue.inference.finetuned import FineTuned, load_fine_tuned
 from lightning_glue.model import pretrained
 from lightning_glue.model.roberta import build_model, task_loss
 from lightning_glue.tasks import TASKS
+from lightning_glue.tracking import artifacts
 from lightning_glue.training import evaluation
 from lightning_glue.training.build import build
 from lightning_glue.training.run import settings
@@ -174,6 +176,40 @@ def test_predictions_are_those_of_the_evaluation(exported: FineTuned, tmp_path: 
     assert [line.split("\t")[1] for line in written] == [task.labels[i] for i in outputs.argmax(-1)]
 
 
+def test_no_other_file_is_needed_than_those_scored_or_predicted(
+    exported: FineTuned, cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Neither those of the training, nor, to predict, those of the evaluation; the results are the same without."""
+    task, folder = exported.task, tmp_path / "files" / "RTE"
+    chosen, _ = evaluation.with_own_settings(composed("RTE"), task, exported.settings, set())
+    whole = evaluation.make_data(chosen, task, exported)
+    values = evaluation.evaluate(chosen, exported, whole)
+    assert set(whole.splits) == {"dev", "test"}
+    out = [tmp_path / name for name in ("whole", "both", "test")]
+    for place in out:
+        place.mkdir()
+    (expected,) = evaluation.predict(chosen, exported, whole, out[0])
+
+    monkeypatch.setenv("LIGHTNING_GLUE_CACHE", str(tmp_path / "cache"))  # nothing is there yet
+    (folder / "train.tsv").write_text("no header\n")
+    (folder / "test.tsv").rename(tmp_path / "test.tsv")
+    alone = evaluation.make_data(chosen, task, exported, predicts=False)
+    assert evaluation.evaluate(chosen, exported, alone) == values
+    with pytest.raises(UserError, match=f"nothing to predict, no test.tsv in {folder}"):
+        evaluation.make_data(chosen, task, exported).setup("predict")
+
+    (folder / "train.tsv").unlink()
+    (folder / "dev.tsv").unlink()
+    with pytest.raises(UserError, match="dev.tsv"):
+        evaluation.make_data(chosen, task, exported, predicts=False).setup("validate")
+    (tmp_path / "test.tsv").rename(folder / "test.tsv")
+    for scores, place in zip((True, False), out[1:]):
+        alone = evaluation.make_data(chosen, task, exported, scores=scores)
+        (written,) = evaluation.predict(chosen, exported, alone, place)
+        assert written.read_text() == expected.read_text()
+        assert set(alone.splits) == {"test"}
+
+
 def test_files_that_are_not_the_runs_are_said(exported: FineTuned, tmp_path: Path) -> None:
     settings, _ = evaluation.with_own_settings(composed("RTE"), exported.task, exported.settings, set())
     data = evaluation.make_data(settings, exported.task, exported)
@@ -234,6 +270,28 @@ def test_an_unknown_run_is_one_line(cache: Path, tmp_path: Path) -> None:
     assert result.returncode == 2
     assert result.stderr.startswith(f"error: run {'0' * 32}: no fairseq directory to be had")
     assert result.stderr.count("\n") == 1
+
+
+def test_a_run_without_a_model_says_why(
+    new_store: Callable[[Path], None], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    new_store(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    client = mlflow.MlflowClient("sqlite:///mlflow.db")
+    for status, params, said in (
+        ("RUNNING", {}, "is not finished: .* wait for it, or if it died, .* --resume {} goes on with it"),
+        ("KILLED", {}, "is not finished, it is KILLED: .* --resume {} goes on with it"),
+        ("FAILED", {}, "is not finished, it is FAILED: .* --resume {} goes on with it"),
+        ("FINISHED", {"tracking.checkpoints": "False"}, "was trained with tracking.checkpoints=false"),
+        ("FINISHED", {}, "no fairseq directory to be had"),
+    ):
+        run_id = client.create_run("0").info.run_id
+        for key, value in params.items():
+            client.log_param(run_id, key, value)
+        if status != "RUNNING":
+            client.set_terminated(run_id, status)
+        with pytest.raises(UserError, match=f"run {run_id}:? {said.format(run_id)}"):
+            artifacts.locate(run_id, None)
 
 
 DOWNLOAD = """
@@ -324,4 +382,4 @@ def test_predictions_go_where_they_can_and_their_lack_is_said(cache: Path, bpe_d
         (tmp_path / "glue" / "WNLI" / name).write_bytes((official / name).read_bytes())
     result = run(*command, "--predict", "out", cwd=tmp_path, check=False, GLUE_DIR=str(tmp_path / "glue"))
     assert result.returncode == 2
-    assert "error: WNLI: nothing to predict, no test.tsv beside the dev files" in result.stderr
+    assert f"error: WNLI: nothing to predict, no test.tsv in {tmp_path / 'glue' / 'WNLI'}" in result.stderr

@@ -217,6 +217,20 @@ def test_other_ways_to_train_resume_as_exactly(
     assert_same(tmp_path / "run", tmp_path / "whole")
 
 
+def test_the_last_steps_are_evaluated_and_that_is_resumed_exactly(
+    start: Callable[..., None], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Evaluations after 3 and 6 of 8 steps, and after the last, in which the process is interrupted."""
+    start(tmp_path / "whole", "trainer.max_steps=8")
+    assert [step for step, _ in histories(tmp_path / "whole")["dev/loss"]] == [3, 6, 8]
+    with monkeypatch.context() as patch:
+        interrupt(patch, "on_validation_epoch_end", 2, crash)
+        with pytest.raises(RuntimeError):
+            start(tmp_path / "run", "trainer.max_steps=8")
+    start(tmp_path / "run", "trainer.max_steps=8", resume="auto")
+    assert_same(tmp_path / "run", tmp_path / "whole")
+
+
 @pytest.mark.torture
 def test_a_stop_after_early_stopping_stays_stopped(
     start: Callable[..., None], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
