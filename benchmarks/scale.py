@@ -247,7 +247,9 @@ def main() -> None:
     chosen = sys.argv[1:] or list(parts)
     os.environ["PYTHONPATH"] = os.pathsep.join([str(HERE), str(HERE.parent), os.environ.get("PYTHONPATH", "")])
     print(describe_machine())
-    with tempfile.TemporaryDirectory(prefix="lightning-glue-") as folder, chdir(folder):
+    memory = Path("/dev/shm")  # so that a busy disk does not count
+    where = memory if memory.is_dir() else None
+    with tempfile.TemporaryDirectory(prefix="lightning-glue-", dir=where) as folder, chdir(folder):
         for name in chosen:
             parts[name]()
 
