@@ -138,6 +138,7 @@ given = ["trainer.gpus=0", "trainer.auto_batch=true", "trainer.precision=32-true
          "data.bpe_dir=" + sys.argv[1], "model.architecture.encoder_ffn_embed_dim=2048"]
 config = configuration.compose(given, task="MRPC", model="tiny", data="sample")
 torch.set_num_threads(1)
+torch.backends.mkldnn.enabled = False  # which has words of its own for it
 module, data, _ = build(config)
 train = data.splits["train"]
 rows = preflight.longest_batch(data, 1, padded=False)
