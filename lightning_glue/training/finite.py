@@ -13,7 +13,7 @@ from lightning_glue.data.datamodule import Batch
 
 _SMALL = 1 << 12  # elements of a tensor whose gradient is looked at in every step: biases and norms, one to each layer
 _MOST = 1 << 14  # micro-batches that are remembered
-_SHOWN = 8  # rows that are named
+_SHOWN = 32  # rows that are named
 
 
 def all_finite(module: torch.nn.Module) -> bool:

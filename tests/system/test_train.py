@@ -318,7 +318,7 @@ def test_a_training_that_diverges_ends_early_and_says_so(cache: Path, bpe_dir: P
     arguments = ["--task", "WNLI", *TINY, *SHORT, "trainer.max_epochs=30", "optimizer.lr=1e30"]
     result = run("lightning_glue.train", *arguments, cwd=tmp_path, check=False, ROBERTA_BPE_DIR=str(bpe_dir))
     assert result.returncode == 1
-    first = r"its loss was first no number at step 2, with rows [\d, ]+ of WNLI/train.tsv"
+    first = r"its loss was first no number at step [23], with rows [\d, ]+ of WNLI/train.tsv"
     where = rf"step 5, loss nan; {first}"
     assert re.fullmatch(rf"error: the training diverged at {where}; lower optimizer.lr \(1e\+30\)\n", result.stderr)
     client, found = only_run(tmp_path, "glue-wnli")

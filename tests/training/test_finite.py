@@ -59,9 +59,9 @@ def test_nothing_is_said_where_all_are_numbers_and_little_is_kept() -> None:
 
 
 def test_many_rows_are_counted() -> None:
-    assert in_words(3, list(range(20)), "loss", "t") == (
-        "its loss was first no number at step 3, with rows 1, 2, 3, 4, 5, 6, 7, 8 and 12 more of t"
-    )
+    said = in_words(3, list(range(40)), "loss", "t")
+    assert said.startswith("its loss was first no number at step 3, with rows 1, 2, 3, ")
+    assert said.endswith(", 31, 32 and 8 more of t")
 
 
 def test_weights_are_looked_at_whole() -> None:

@@ -134,8 +134,8 @@ from pathlib import Path
 from lightning_glue import config as configuration
 from lightning_glue.training import auto_batch, preflight
 from lightning_glue.training.build import build
-given = ["trainer.gpus=0", "trainer.auto_batch=true", "trainer.precision=32-true", "data.batch_size=64",
-         "data.bpe_dir=" + sys.argv[1], "model.architecture.encoder_ffn_embed_dim=2048"]
+given = ["trainer.gpus=0", "trainer.auto_batch=true", "trainer.precision=32-true", "data.batch_size=128",
+         "data.bpe_dir=" + sys.argv[1], "model.architecture.encoder_ffn_embed_dim=4096"]
 config = configuration.compose(given, task="MRPC", model="tiny", data="sample")
 torch.set_num_threads(1)
 torch.backends.mkldnn.enabled = False  # which has words of its own for it
@@ -144,7 +144,7 @@ train = data.splits["train"]
 rows = preflight.longest_batch(data, 1, padded=False)
 def attempt(accumulate):
     preflight.probe(module, train[preflight.longest_part(rows, train, accumulate)], config)
-attempt(32)  # threads and libraries have what they need
+attempt(64)  # threads and libraries have what they need
 size = int(Path("/proc/self/statm").read_text().split()[0]) * 4096
 resource.setrlimit(resource.RLIMIT_AS, (size + int(sys.argv[2]), -1))
 print(auto_batch.fitting(config, 1, attempt, fixed=False))
@@ -153,7 +153,7 @@ print(auto_batch.fitting(config, 1, attempt, fixed=False))
 
 def test_a_machine_without_memory_gets_smaller_micro_batches(bpe_dir: Path, cache: Path, tmp_path: Path) -> None:
     """The allocator itself says so, to a process that may have no more."""
-    command = [sys.executable, "-c", LIMITED, str(bpe_dir), str(48 << 20)]
+    command = [sys.executable, "-c", LIMITED, str(bpe_dir), str(128 << 20)]
     result = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=240)
     assert result.returncode == 0, result.stderr[-2000:]
     assert int(result.stdout) > 1
