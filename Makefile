@@ -37,7 +37,7 @@ export MLFLOW_BACKEND_STORE_URI := $(DB)
 endif
 
 .DEFAULT_GOAL := help
-.PHONY: help install train tune dashboard evaluate preprocess sync bench bench-gpu report register server ui test torture picture lint dist clean
+.PHONY: help install train tune dashboard evaluate preprocess sync bench bench-gpu report register server ui test coverage mutate torture picture lint dist clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 26
@@ -94,6 +94,14 @@ ui: $(INSTALLED) ## browse and compare runs (plain `mlflow ui`)
 
 test: $(INSTALLED) ## run the tests; GLUE_DIR and ROBERTA_BPE_DIR let them use real files
 	@$(BIN)/python -m pytest $(ARGS)
+
+coverage: $(INSTALLED) ## line coverage of the package by the tests, their processes included; ARGS="tests/data" only by those
+	@rm -f .coverage .coverage.*
+	@COVERAGE_FILE=$(CURDIR)/.coverage $(BIN)/python -m coverage run -m pytest $(ARGS); status=$$?; \
+	$(BIN)/python -m coverage combine -q; $(BIN)/python -m coverage report && exit $$status
+
+mutate: $(INSTALLED) ## make ten lines wrong, one after the other, in a copy: a test has to notice each
+	@$(BIN)/python tests/helpers/mutations.py $(ARGS)
 
 torture: $(INSTALLED) ## kill trainings, cut the power, fill the disk, feed hostile files; TORTURE_SEED=<n> repeats a run
 	@$(BIN)/python -m pytest -m torture --timeout 900 $(ARGS)

@@ -34,6 +34,10 @@ class Diverged(UserError):
         self.where = where
 
 
+class OutOfMemory(UserError):
+    """The longest batch does not fit into the memory of the device."""
+
+
 class Interrupted(KeyboardInterrupt):
     """A training or a search that a library's caller asked for was told to stop, and did so in order.
 

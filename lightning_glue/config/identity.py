@@ -27,6 +27,8 @@ def flatten(config: Config) -> dict[str, Any]:
 
 # Where and how a run is carried out; none of these keys changes what comes out beyond rounding.
 _PLACE = {
+    "trainer.preflight",
+    "trainer.auto_batch",
     "trainer.gpus",
     "trainer.procs",
     "trainer.checkpoint_every_steps",
@@ -36,15 +38,23 @@ _PLACE = {
 }
 
 
+_CHOSEN = {"trainer.accumulate", "trainer.val_check_interval"}  # what auto_batch changes
+
+
 def recorded(config: Config) -> dict[str, Any]:
     """:func:`flatten` without the passwords of addresses: what is kept of a configuration, wherever that is."""
     return {key: hide_secrets(value) if isinstance(value, str) else value for key, value in flatten(config).items()}
 
 
 def identity(config: Config) -> dict[str, Any]:
-    """The keys of :func:`flatten` that make two trainings the same training."""
+    """The keys of :func:`flatten` that make two trainings the same training.
+
+    With ``trainer.auto_batch`` not the two that follow from the memory of the machine, see
+    :mod:`lightning_glue.training.auto_batch`.
+    """
+    left_out = _PLACE | (_CHOSEN if config.trainer.auto_batch else set())
     return {
-        key: value for key, value in flatten(config).items() if key not in _PLACE and not key.startswith("tracking.")
+        key: value for key, value in flatten(config).items() if key not in left_out and not key.startswith("tracking.")
     }
 
 

@@ -115,6 +115,8 @@ class TrainerConfig(_Part):
     early_stopping_patience: int | None
     log_every: Count
     predict: bool
+    preflight: bool = True
+    auto_batch: bool = False
 
 
 @dataclass

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from lightning_glue import config as configuration
 from lightning_glue.config import Config
-from lightning_glue.errors import Diverged, UserError
+from lightning_glue.errors import Diverged, OutOfMemory, UserError
 from lightning_glue.execution.job import Job, Outcome, Report, TrainingFailed
 from lightning_glue.training.build import Warm
 from lightning_glue.training.run import Caller, Training, train
@@ -72,6 +72,7 @@ def train_job(job: Job, report: Report, tell_run: Callable[[str], None]) -> Outc
 
     Raises:
         UserError: nothing can be trained with this configuration on this machine.
+        Diverged, OutOfMemory: so it would end with these parameters again.
         TrainingFailed: something else hindered it.
     """
     from lightning_glue.training.resume import split_digests
@@ -79,7 +80,7 @@ def train_job(job: Job, report: Report, tell_run: Callable[[str], None]) -> Outc
     caller = JobCaller(job, report, tell_run, time.perf_counter())
     try:
         training = train(configuration.unflatten(job.config), caller)
-    except Diverged:
+    except (Diverged, OutOfMemory):
         raise
     except UserError as error:
         if not caller.begun:

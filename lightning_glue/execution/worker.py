@@ -15,9 +15,10 @@ import traceback
 from dataclasses import asdict
 from typing import TYPE_CHECKING
 
-from lightning_glue.errors import Diverged, UserError
+from lightning_glue.errors import Diverged, OutOfMemory, UserError
 from lightning_glue.execution.channel import Channel, Message
 from lightning_glue.execution.job import Job, Objective, TrainingFailed
+from lightning_glue.training.allocator import is_out_of_memory
 from lightning_glue.utils.redact import first_line
 
 if TYPE_CHECKING:
@@ -69,14 +70,13 @@ def _failure(error: Exception) -> tuple[str, str]:
     ``user``: nothing can be trained before the user has mended it; ``memory`` and ``diverged``: so it would end with
     these parameters again; ``error``: anything else.
     """
-    import torch
-
     if isinstance(error, Diverged):
         return "diverged", f"diverged at {error.where}"
+    if isinstance(error, OutOfMemory):
+        return "memory", str(error)
     if isinstance(error, UserError):
         return "user", str(error)
-    lacking = "can't allocate memory" in str(error) or "not enough memory" in str(error)  # torch's words on the CPU
-    if lacking or isinstance(error, torch.OutOfMemoryError | MemoryError):
+    if is_out_of_memory(error):
         return "memory", f"out of memory: {first_line(error)}"
     return "error", ("" if isinstance(error, TrainingFailed) else f"{type(error).__name__}: ") + first_line(error)
 

@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 _PARENT_TAG = "mlflow.parentRunId"
 _METRICS, _PARAMS = 1000, 100  # what a call of log_batch may carry
 _PARAM_LIMIT = 6000  # characters of a value MLflow stores
+_PIECE = 1 << 20  # bytes of a journal that are read at once
 _PARENT_SECONDS = 15.0  # between two looks for the parent run
 
 
@@ -48,7 +49,7 @@ class Courier:
     def __init__(self, folder: Path, uri: str | None = None, *, background: bool = False) -> None:
         self.folder, self.uri, self.background = folder, uri, background
         self.journal, self.state = Journal(folder), State(folder)
-        self.uploads = Uploads(folder, self._connect_known)
+        self.uploads = Uploads(folder, self._connect_known, None if background else self.journal)
         self._thread: threading.Thread | None = None
         self._client: MlflowClient | None = None
         self._others: dict[str, set[int]] | None = None
@@ -100,10 +101,11 @@ class Courier:
                 if again and self.state.run_id and undelivered(self.journal, self.state):
                     self._client = self._connect_known()  # its address may be another now, for artifacts as well
                     self._keep_state()
-                for records, end in _batches(self._new_records()):
-                    self._send(records)
-                    self._advance(end)
-                    sent += sum(not any(kind in record for kind in KINDS) for record in records)
+                for piece in self._new_records():
+                    for records, end in _batches(piece):
+                        self._send(records)
+                        self._advance(end)
+                        sent += sum(not any(kind in record for kind in KINDS) for record in records)
                 self._find_parent(bool(sent) or again)
             except Exception as error:  # of MLflow, of a database's driver, of a value that no store takes
                 self.state.record_error = first_line(error)
@@ -112,16 +114,18 @@ class Courier:
                 raise Undelivered(self.state.record_error) from error
             return sent
 
-    def _new_records(self) -> list[tuple[Record, int]]:
-        """What is behind the position, brought to the disk before the position is; all of it where that is lost."""
+    def _new_records(self) -> Iterator[list[tuple[Record, int]]]:
+        """What is behind the position, brought to the disk before the position is; all of it where that is lost.
+
+        Piece by piece: of a long backlog no more is read than the store takes, and no more is held.
+        """
         state = self.state
         if self.journal.position(state.offset, state.prefix) is None:
             state.offset, state.prefix = 0, None
             state.note = f"{self.journal.path} is not what was delivered of it; everything is sent once more"
-        records = self.journal.read(state.offset)
-        if records:
+        for records in self.journal.pieces(state.offset, _PIECE):
             self.journal.sync()
-        return records
+            yield records
 
     def _advance(self, end: int) -> None:
         self.state.prefix = self.journal.advance(self.state.offset, end, self.state.prefix)
@@ -187,9 +191,11 @@ class Courier:
         return self._began
 
     def _last_resume(self) -> Record:
-        """The last record that the run was gone on with; empty where there is none. Reads what is new since."""
-        for record, end in self.journal.read(self._resumed[0]):
-            self._resumed = (end, record.get("resume", self._resumed[1]))
+        """The last record that the run was gone on with; empty where there is none. Looks at what is new since."""
+        looked, last = self._resumed
+        end = self.journal.end()
+        found = self.journal.newest(b'{"resume"', after=looked)
+        self._resumed = (end, found[0]["resume"] if found else last)
         return self._resumed[1]
 
     def _send(self, records: list[Record]) -> None:
@@ -318,9 +324,10 @@ def is_hopeless(error: Exception) -> bool:
 
 def undelivered(journal: Journal, state: State) -> int:
     """How many records of a journal have not arrived, those that were refused for good aside."""
-    records = journal.read(min(state.offset, state.uploads))
     return sum(
-        end > state.offset or (end > state.uploads and any(kind in record for kind in KINDS)) for record, end in records
+        end > state.offset or (end > state.uploads and any(kind in record for kind in KINDS))
+        for records in journal.pieces(min(state.offset, state.uploads), _PIECE)
+        for record, end in records
     )
 
 

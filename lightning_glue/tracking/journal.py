@@ -2,7 +2,8 @@
 
 A journal is a folder that only its user can read. Its file ``records`` only ever grows: each record is its length and
 its CRC-32, four bytes each, little-endian, then JSON in printable ASCII. Nothing in it is ever moved or cut: readers
-skip what is damaged, writers go on behind whatever is there, and a position stays valid.
+skip what is damaged, writers go on behind whatever is there, and a position stays valid. The file of a finished run may
+be replaced by a short one, see :mod:`lightning_glue.tracking.pruning`; writers notice.
 The process that trains holds the lock ``alive``, which the kernel frees however the process ends.
 
 Records have one key, which tells their kind:
@@ -24,6 +25,7 @@ import os
 import re
 import time
 import zlib
+from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -37,6 +39,8 @@ _HEAD = 8
 _MOST = 1 << 28  # bytes of a record; a longer one is damage
 _TEXT = re.compile(rb"[ -~]*")  # a payload; no head is such text, for the last byte of a length is below 17
 _WINDOW = 1 << 12  # bytes of the end that are looked at first
+_PIECE = 1 << 20  # bytes looked through at once
+_TELLS_STATUS = (b'{"status"', b'{"resume"', b'{"start"')
 _said: set[str] = set()
 
 
@@ -130,17 +134,20 @@ class Journal:
         self.folder, self.path = folder, folder / "records"
         self.damaged: list[tuple[int, int]] = []  # what reading skipped
         self._file: IO[bytes] | None = None
-        self._checked: set[tuple[int, int | None]] = set()  # a position that was found to hold
+        self._checked = deque[tuple[int, int | None]](maxlen=4)  # positions that were found to hold
         self._status: tuple[int, str | None] | None = None  # up to where it was looked for, and what it was
 
-    def read(self, offset: int = 0) -> list[tuple[Record, int]]:
+    def read(self, offset: int = 0, end: int | None = None) -> list[tuple[Record, int]]:
         """Records from ``offset`` (the end of one) on, each with the position of its end.
 
         What is damaged is skipped, kept in :attr:`damaged` and said once.
+
+        Args:
+            end: none that ends behind it; None: all.
         """
         with open(self.path, "rb") as file:
             file.seek(offset)
-            data = file.read()
+            data = file.read() if end is None else file.read(max(0, end - offset))
         records: list[tuple[Record, int]] = []
         for record, begin, end in scan(data):
             if record is not None:
@@ -153,11 +160,24 @@ class Journal:
                 )
         return records
 
+    def pieces(self, offset: int, size: int) -> Iterator[list[tuple[Record, int]]]:
+        """What :meth:`read` returns, in pieces of about ``size`` bytes, so that a long journal is not held whole."""
+        whole = self.path.stat().st_size  # what is written meanwhile is for the next time
+        while offset < whole:
+            length = size
+            records = self.read(offset, min(offset + length, whole))
+            while not records and offset + length < whole:  # a record that is longer, or damage
+                length *= 2
+                records = self.read(offset, min(offset + length, whole))
+            if not records:
+                return
+            yield records
+            offset = records[-1][1]
+
     def start(self) -> Record | None:
         """What the run was started with; None where the journal does not tell."""
         with open(self.path, "rb") as file:
-            head = file.read(_HEAD)
-            found = _record_at(head + file.read(min(_length(head, 0), _MOST)), 0)
+            found = self._at(file, 0)
         if found:
             start = found[0].get("start")
         else:
@@ -167,21 +187,42 @@ class Journal:
     def status(self) -> str | None:
         """The status the run ended with; None where it did not end or was resumed.
 
-        Reads from the end back to what tells it, and the next time what has come since.
+        Looks from the end back to what tells it, and the next time at what has come since.
         """
-        size = self.path.stat().st_size
-        if self._status and self._status[0] <= size:
-            records = self._from(self._status[0])
-            value = final_status(records) if _tells_status(records) else self._status[1]
-        else:
-            self._status, records = None, []
-            for records in self._last(size):
-                if _tells_status(records):
-                    break
-            value = final_status(records)
-        if records:
-            self._status = (records[-1][1], value)
+        end = self.end()
+        looked, value = self._status if self._status and self._status[0] <= end else (0, None)
+        if found := self.newest(*_TELLS_STATUS, after=looked):
+            value = final_status([found])
+        self._status = (end, value)
         return value
+
+    def newest(self, *begins: bytes, after: int = 0) -> tuple[Record, int] | None:
+        """The last whole record whose JSON begins with one of ``begins``, and its end; no other record is decoded.
+
+        Args:
+            after: only records behind this position.
+        """
+        overlap = max(map(len, begins)) - 1
+        with open(self.path, "rb") as file:
+            end, length = self.path.stat().st_size, _WINDOW
+            while end > after:
+                start, length = max(after, end - length), min(16 * length, _PIECE)
+                file.seek(start)
+                data = file.read(end + overlap - start)
+                place = len(data)
+                while (place := max(data.rfind(one, 0, place + len(one) - 1) for one in begins)) >= 0:
+                    if found := self._at(file, start + place - _HEAD):
+                        return found
+                end = start
+        return None
+
+    def _at(self, file: IO[bytes], place: int) -> tuple[Record, int] | None:
+        if place < 0:
+            return None
+        file.seek(place)
+        head = file.read(_HEAD)
+        found = _record_at(head + file.read(min(_length(head, 0), _MOST)), 0)
+        return (found[0], place + found[1]) if found else None
 
     def end(self) -> int:
         """Where the last whole record ends."""
@@ -195,12 +236,6 @@ class Journal:
             if records:
                 return records[-1][1] == offset
         return False
-
-    def _from(self, offset: int) -> list[tuple[Record, int]]:
-        """The records behind ``offset``; says nothing of what is damaged."""
-        with open(self.path, "rb") as file:
-            file.seek(offset)
-            return [(record, offset + end) for record, end in decode(file.read())]
 
     def _last(self, end: int) -> Iterator[list[tuple[Record, int]]]:
         """The last records before ``end``, then more of them, at last all."""
@@ -220,22 +255,41 @@ class Journal:
         Raises:
             OSError: the disk is full, for instance; the journal is then as it was before.
         """
-        if self._file is None:
-            self._file = open(self.path, "ab", buffering=0, opener=_private)  # noqa: SIM115 - close() closes it
-            with suppress(OSError):
-                os.fchmod(self._file.fileno(), 0o600)  # a journal of earlier versions
-        fcntl.flock(self._file, fcntl.LOCK_EX)
-        try:
-            before = os.fstat(self._file.fileno()).st_size
+        with self.locked() as file:
+            before = os.fstat(file.fileno()).st_size
             data = encode(record)
             try:
                 while data:  # what did not fit: asking again tells why
-                    data = data[self._file.write(data) :]
+                    data = data[file.write(data) :]
             except OSError:
-                self._file.truncate(before)
+                file.truncate(before)
                 raise
+
+    @contextmanager
+    def locked(self) -> Iterator[IO[bytes]]:
+        """The file, open for appending, to which nobody else appends meanwhile."""
+        while True:
+            if self._file is None:
+                self._file = open(self.path, "ab", buffering=0, opener=_private)  # noqa: SIM115 - close() closes it
+                with suppress(OSError):
+                    os.fchmod(self._file.fileno(), 0o600)  # a journal of earlier versions
+            fcntl.flock(self._file, fcntl.LOCK_EX)
+            if self._is_current(self._file):
+                break
+            self.close()  # which frees the lock
+        try:
+            yield self._file
         finally:
             fcntl.flock(self._file, fcntl.LOCK_UN)
+
+    def _is_current(self, file: IO[bytes]) -> bool:
+        """Whether ``file`` is the journal still: that of a finished run may have been replaced."""
+        opened = os.fstat(file.fileno())
+        try:
+            there = os.stat(self.path)
+        except FileNotFoundError:  # taken back: what is written goes with it
+            return True
+        return (opened.st_ino, opened.st_dev) == (there.st_ino, there.st_dev)
 
     def checksum(self, begin: int, end: int, before: int | None) -> int:
         """CRC-32 of the journal up to ``end``, given that up to ``begin``."""
@@ -247,7 +301,7 @@ class Journal:
     def advance(self, begin: int, end: int, before: int | None) -> int:
         """:meth:`checksum` up to ``end``, a position that :meth:`position` then takes without reading it again."""
         checksum = self.checksum(begin, end, before)
-        self._checked = {(end, checksum)}
+        self._checked.append((end, checksum))
         return checksum
 
     def position(self, offset: int, checksum: int | None) -> int | None:
@@ -257,12 +311,16 @@ class Journal:
             checksum: of the journal up to there; None: it is not known, and a record has to end there.
         """
         if (offset, checksum) in self._checked:
+            self._checked.remove((offset, checksum))  # the one that was asked for longest ago is forgotten
+            self._checked.append((offset, checksum))
             return offset if self.path.stat().st_size >= offset else None
         if self.path.stat().st_size < offset:
             return None
         holds = self.is_boundary(offset) if checksum is None else self.checksum(0, offset, None) == checksum
-        self._checked = {(offset, checksum)} if holds else set()
-        return offset if holds else None
+        if not holds:
+            return None
+        self._checked.append((offset, checksum))
+        return offset
 
     def sync(self) -> None:
         """Bring what was appended, by whomever, to the disk."""
@@ -314,10 +372,6 @@ def is_alive(folder: Path) -> bool:
     """Whether the training that writes this journal is at work."""
     with try_lock(folder / "alive", shared=True) as free:
         return not free
-
-
-def _tells_status(records: list[tuple[Record, int]]) -> bool:
-    return any(record.keys() & {"status", "resume", "start"} for record, _ in records)
 
 
 def final_status(records: list[tuple[Record, int]]) -> str | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from contextlib import suppress
 from pathlib import Path
 
@@ -65,6 +66,24 @@ def journals(root: Path) -> list[Path]:
 def find_journal(root: Path, run: str) -> Path | None:
     """The journal of a run on this machine, by the journal's id or the run's."""
     return next((folder for folder in journals(root) if run in (folder.name, _run_id(folder))), None)
+
+
+class RunIndex:
+    """The journals below ``root`` by the id of their run; each is looked into once, however many runs are asked for."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self._known: dict[str, str] = {}  # run id to the journal's
+
+    def find(self, run: str) -> Path | None:
+        """The journal of a run, by its own id or the run's."""
+        if run not in self._known:
+            seen = set(self._known.values())
+            for name in sorted(entry.name for entry in os.scandir(self.root) if entry.name not in seen):
+                if run_id := _run_id(self.root / name):
+                    self._known[run_id] = name
+        found = self.root / self._known.get(run, run)
+        return found if found.parent == self.root and (found / "records").exists() else None
 
 
 def _run_id(folder: Path) -> str | None:

@@ -338,9 +338,9 @@ class MLflowTracker(Logger):
         self._finished = True
         self._check_delivery()
         deadline = time.monotonic() + (_FINISH_SECONDS if status == "FINISHED" else _STOP_SECONDS)
-        end = self._journal.end()
         state = self._look()
-        while not state.is_delivered(end) and not state.error and time.monotonic() < deadline:
+        # The position first, then the end: a journal that is delivered may be made shorter between the two.
+        while not state.is_delivered(self._journal.end()) and not state.error and time.monotonic() < deadline:
             time.sleep(0.02)
             state = self._look()
         self._tell_refused(state)

@@ -10,6 +10,7 @@ from lightning_glue.errors import TrackingError
 from lightning_glue.tracking.courier import Courier
 from lightning_glue.tracking.journal import Journal, is_alive
 from lightning_glue.tracking.journals import find_journal, journals, survey
+from lightning_glue.tracking.pruning import prune
 from lightning_glue.tracking.state import State
 from lightning_glue.tracking.uploads import Undelivered
 from lightning_glue.tracking.watcher import give_final_status
@@ -36,6 +37,8 @@ def _deliver(folder: Path, uri: str | None) -> bool:
         where = hide_secrets(str(courier.state.uri or uri))
         print(f"{_name(courier)}: {courier.left()} records not delivered to {where}: {error}", file=sys.stderr)
         return False
+    with suppress(OSError):  # of a folder that can only be read
+        prune(folder)
     state = State(folder)
     for what, why in (state.left_out | state.refused).items():
         print(f"{_name(courier)}: {what} was refused: {why}", file=sys.stderr)

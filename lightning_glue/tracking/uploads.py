@@ -37,18 +37,22 @@ class Uploads:
 
     Args:
         client: makes a client of the server that has the run.
+        journal: what reads it; only one that no other thread uses.
     """
 
-    def __init__(self, folder: Path, client: Callable[[], MlflowClient]) -> None:
-        self.folder, self.journal, self._connect = folder, Journal(folder), client
+    def __init__(self, folder: Path, client: Callable[[], MlflowClient], journal: Journal | None = None) -> None:
+        self.folder, self.journal, self._connect = folder, journal or Journal(folder), client
         self.state = State(folder)
         self._client: MlflowClient | None = None
         self._done: dict[str, int] = {}  # what is delivered behind the position, by the end of its record
+        self._backlog = Backlog()
         self._looked = -1  # the position of the records at the last pass
         self._delay, self._due = 0.0, 0.0
 
     def is_due(self, offset: int, last: bool = False) -> bool:
         """Whether a pass would find something to do, now that the records are delivered up to ``offset``."""
+        if self._delay and not last:  # what is new waits with what failed
+            return time.monotonic() >= self._due
         if self._delay:
             return offset != self._looked or time.monotonic() >= self._due
         return offset != self._looked or (last and self.state.uploads < offset)
@@ -88,26 +92,25 @@ class Uploads:
         state = self.state
         position = self.journal.position(state.uploads, state.uploads_prefix)
         if position is None or state.uploads > state.offset:
-            state.uploads, state.uploads_prefix, position = 0, None, 0
+            state.uploads, state.uploads_prefix = 0, None
             self._done.clear()
-        records = [one for one in self.journal.read(state.uploads) if one[1] <= state.offset]
-        plan = _plan(records)
+        backlog = self._backlog
+        backlog.read(self.journal, (state.uploads, state.uploads_prefix), state.offset)
+        plan = backlog.plan
         if again:
             plan = {path: ("artifact", -1) for path in state.refused if path not in plan} | plan
         failure = self._carry_out(plan, again)
         self._note()
         if failure:
             raise Undelivered(f"{failure[0]}: {brief(failure[1])}") from failure[1]
-        count = sum(any(kind in record for kind in KINDS) for record, _ in records)
-        ended = any("status" in record for record, _ in records)
-        known = state.upload_error is not None or again or last or bool(plan) or ended
+        known = state.upload_error is not None or again or last or bool(plan) or backlog.ended
         if known or state.offset - state.uploads > _LAG:
             state.uploads_prefix = self.journal.advance(state.uploads, state.offset, state.uploads_prefix)
             state.uploads, state.upload_error = state.offset, None
             self._done.clear()
             self._keep_state()
         self._clear_away()
-        return count
+        return backlog.take()
 
     def _carry_out(self, plan: dict[str, tuple[str, int]], again: bool) -> tuple[str, Exception] | None:
         """Do what is planned, each whatever becomes of the others; what failed first and may arrive later."""
@@ -180,13 +183,39 @@ class Uploads:
             shutil.rmtree(self.folder / "artifacts", ignore_errors=True)
 
 
-def _plan(records: list[tuple[Record, int]]) -> dict[str, tuple[str, int]]:
-    """What is to be done, by path: the newest record of each, with the position of its end."""
-    plan: dict[str, tuple[str, int]] = {}
-    for record, end in records:
+class Backlog:
+    """The records behind the position of the artifacts, each read once however often a pass is made.
+
+    Attributes:
+        plan: what is to be done, by path: the newest record of each, its kind and the position of its end.
+        ended: whether the run's status is among them.
+    """
+
+    def __init__(self) -> None:
+        self.plan: dict[str, tuple[str, int]] = {}
+        self.ended = False
+        self._count = 0
+        self._begin: tuple[int, int | None] = (-1, None)
+        self._end = 0
+
+    def read(self, journal: Journal, begin: tuple[int, int | None], end: int) -> None:
+        """Take in what is new between ``begin``, a position and its checksum, and ``end``."""
+        if begin != self._begin or end < self._end:
+            self.plan, self.ended, self._count, self._begin, self._end = {}, False, 0, begin, begin[0]
+        for record, after in journal.read(self._end, end):
+            self._add(record, after)
+        self._end = end
+
+    def _add(self, record: Record, after: int) -> None:
+        self.ended = self.ended or "status" in record
         for kind in KINDS:
             if kind in record:
                 path = kind if kind == "register" else str(record[kind])
-                plan.pop(path, None)
-                plan[path] = (kind, end)
-    return plan
+                self.plan.pop(path, None)
+                self.plan[path] = (kind, after)
+                self._count += 1
+
+    def take(self) -> int:
+        """How many records of artifacts were taken in since the last time."""
+        count, self._count = self._count, 0
+        return count

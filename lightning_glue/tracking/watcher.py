@@ -20,6 +20,7 @@ from pathlib import Path
 from lightning_glue.config.paths import ROOT
 from lightning_glue.tracking.courier import Courier
 from lightning_glue.tracking.journal import Journal, is_alive, now, try_lock
+from lightning_glue.tracking.pruning import prune
 from lightning_glue.tracking.state import State
 from lightning_glue.tracking.uploads import Undelivered
 from lightning_glue.utils.processes import PARENT
@@ -28,6 +29,7 @@ from lightning_glue.utils.redact import first_line
 _POLL_SECONDS = 0.2
 _BACKOFF = (0.5, 15.0)  # seconds between attempts while the server is away: the first, the longest
 _LINGER_SECONDS = 60.0  # how long it keeps trying once the training has ended
+_SAMPLE = b'{"metrics":[["system/'  # what a sample's record begins with
 _WATCHED = "watched"  # lock of the process that has the journal under watch
 
 _process: subprocess.Popen[bytes] | None = None  # this process's watcher
@@ -140,14 +142,12 @@ class Sampler(threading.Thread):
 
 
 def make_sampler(journal: Journal) -> Sampler | None:
-    """None where the run wants no samples; reads the whole journal else."""
+    """None where the run wants no samples; goes on behind the last one."""
     seconds = (journal.start() or {}).get("system_metrics")
     if not seconds:
         return None
-    points = (point for record, _ in journal.read() for point in record.get("metrics", ()))
-    return Sampler(
-        journal.folder, seconds, 1 + max((step for name, _, _, step in points if name[:7] == "system/"), default=-1)
-    )
+    last = journal.newest(_SAMPLE)
+    return Sampler(journal.folder, seconds, 1 + last[0]["metrics"][0][3] if last else 0)
 
 
 class Watch:
@@ -180,6 +180,9 @@ class Watch:
                 self.courier.terminate("FAILED")
             if self.ended and time.monotonic() - self.ended > _LINGER_SECONDS and self.courier.uploads_fail():
                 more = False
+            if not more:
+                with suppress(OSError):  # a full disk, for instance: it stays as it is
+                    prune(self.folder)
             return more or self._leave()
         except Undelivered:
             return self._later() or self._leave()

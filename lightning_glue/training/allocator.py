@@ -1,4 +1,4 @@
-"""How this process asks the system for memory."""
+"""How this process asks the system for memory, and how it hears that there is none."""
 
 from __future__ import annotations
 
@@ -18,3 +18,11 @@ def keep_freed_memory() -> None:
     if mallopt is not None:
         mallopt(_MMAP_MAX, 0)
         mallopt(_TRIM_THRESHOLD, -1)  # never
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an error says that a device or the machine has no memory left."""
+    import torch
+
+    lacking = "can't allocate memory" in str(error) or "not enough memory" in str(error)  # torch's words on the CPU
+    return lacking or isinstance(error, torch.OutOfMemoryError | MemoryError)

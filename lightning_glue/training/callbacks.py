@@ -12,6 +12,7 @@ from pytorch_lightning.utilities import rank_zero_only
 
 from lightning_glue.data.batching import padded_size
 from lightning_glue.data.datamodule import Batch
+from lightning_glue.training.finite import FirstNonFinite, all_finite
 from lightning_glue.training.module import Evaluation, GlueModule
 
 
@@ -21,16 +22,12 @@ def dev_metrics(trainer: pl.Trainer, module: GlueModule) -> dict[str, float]:
     return {name: float(value) for name, value in trainer.callback_metrics.items() if name.split("/")[0] in names}
 
 
-def _all_finite(module: pl.LightningModule) -> bool:
-    return all(bool(parameter.isfinite().all()) for parameter in module.parameters())
-
-
 class TrainingMonitor(pl.Callback):
     """Logs ``train/*`` every ``every`` optimizer steps and after the last one, and the dev metrics at their step.
 
     Loss, examples/s, real tokens/s and padding ratio are of all processes and of the whole window since the last
     point, evaluations and what lies between two epochs left out of the time; the gradient norm and the learning rate
-    are those of its last step. A training that has diverged ends here.
+    are those of its last step. A training that has diverged ends here, with the examples that were first.
     """
 
     def __init__(self, every: int) -> None:
@@ -38,6 +35,7 @@ class TrainingMonitor(pl.Callback):
         self.grad_norm: torch.Tensor | None = None
         self._resumed: list[Any] | None = None
         self._paused: float | None = None  # since when the clock stands still
+        self._first = FirstNonFinite()
 
     def _reset(self, device: torch.device) -> None:
         # loss, micro-batches, examples, real tokens, tokens with padding: summed over processes in one call
@@ -89,6 +87,8 @@ class TrainingMonitor(pl.Callback):
             scaler = getattr(trainer.precision_plugin, "scaler", None)
             if scaler and optimizer.unscales:
                 self.grad_norm /= scaler.get_scale()
+        if trainer.precision != "16-mixed":  # there such a step is left out
+            self._first.add_gradient(trainer.global_step + 1, pl_module)
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Batch, batch_idx: int
@@ -100,13 +100,21 @@ class TrainingMonitor(pl.Callback):
             [1.0, counted, len(batch["tokens"]), padded_size(batch)], dtype=torch.float64, device=pl_module.device
         )
         stepped = (batch_idx + 1) % trainer.accumulate_grad_batches == 0
+        self._first.add(trainer.global_step + (not stepped), batch, outputs["loss"])
+        if stepped:
+            self._first.end_step(trainer.global_step)
         if stepped and self._is_point(trainer.global_step):
             self._log(trainer, pl_module)
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         assert isinstance(pl_module, GlueModule)
-        if not pl_module.diverged and not _all_finite(pl_module):  # since the last point
-            pl_module.diverged = f"step {trainer.global_step}"
+        if not pl_module.diverged and not all_finite(pl_module):  # since the last point
+            self._diverge(trainer, pl_module, f"step {trainer.global_step}")
+
+    def _diverge(self, trainer: pl.Trainer, module: GlueModule, where: str) -> None:
+        first = self._first.describe(trainer, module.task.directory + "/" + module.task.splits[0].file_name)
+        module.diverged = f"{where}; {first}" if first else where
+        trainer.should_stop = True
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         assert isinstance(pl_module, GlueModule)
@@ -117,9 +125,9 @@ class TrainingMonitor(pl.Callback):
         window = trainer.strategy.reduce(self.window, reduce_op="sum")
         seconds = time.perf_counter() - self.since
         loss, batches, examples, real, padded = window.tolist()
-        if not math.isfinite(loss) and not _all_finite(pl_module):
-            pl_module.diverged = f"step {trainer.global_step}, loss {loss / batches}"  # with fp16, a loss alone may be
-            trainer.should_stop = True
+        if not math.isfinite(loss) and not all_finite(pl_module):  # with fp16, a loss alone may be
+            self._diverge(trainer, pl_module, f"step {trainer.global_step}, loss {loss / batches}")
+        self._first.forget()
         values = {
             "train/loss": loss / batches,
             "train/lr": trainer.lr_scheduler_configs[0].scheduler.get_last_lr()[0],

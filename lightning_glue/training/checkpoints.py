@@ -21,6 +21,7 @@ from lightning_glue.model.checkpoint_file import safe_load
 from lightning_glue.tracking.logger import MLflowTracker
 from lightning_glue.training.callbacks import BestEvaluation, dev_metrics
 from lightning_glue.training.distributed import Vote
+from lightning_glue.training.finite import all_finite
 from lightning_glue.training.lightning_internals import (
     ask_nobody_about_sigterm,
     batches_begun,
@@ -238,6 +239,10 @@ class Checkpoints(Checkpoint):
         return checkpoint["state_dict"]
 
     def save_last(self, trainer: pl.Trainer) -> None:
+        """Unless the weights have ceased to be numbers: then the last checkpoint stays the last with numbers."""
+        if not all_finite(trainer.lightning_module):
+            trainer.should_stop = True  # TrainingMonitor says why
+            return
         for logger in trainer.loggers:
             logger.save()  # nothing before the checkpoint's step may be missing from the run
         self._save(trainer, _LAST, resumable=True)

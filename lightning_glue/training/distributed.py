@@ -110,6 +110,17 @@ def decided_by_leader(decide: Callable[[], Value]) -> Value:
     return answer[0]  # type: ignore[return-value]
 
 
+def highest(value: int) -> int:
+    """The highest ``value`` of all processes of the job, in each of them; every one has to call this."""
+    found = launch()
+    if not found.complete or found.world == 1:
+        return value
+    _connect(cluster_environment())
+    values: list[int] = [value] * found.world
+    dist.all_gather_object(values, value)
+    return max(values)
+
+
 def _connect(environment: ClusterEnvironment) -> None:
     """Open the job's process group, which Lightning then uses instead of one of its own."""
     if dist.is_initialized():

@@ -152,8 +152,8 @@ def _of_run(run_id: str, config: Config) -> Resume:
     folder = find_journal(root, run_id)
     if folder is None:
         return replace(read_checkpoint(_fetch_checkpoints(uri, run_id, root)), run_id=run_id)
-    records = [record for record, _ in Journal(folder).read()]
-    start = next((record["start"] for record in records if "start" in record), None)
+    journal = Journal(folder)
+    start = journal.start()
     if start is None:
         raise PassedOver(f"the journal {folder} of run {run_id} does not tell what it was started with")
     state = State(folder)
@@ -163,7 +163,7 @@ def _of_run(run_id: str, config: Config) -> Resume:
     newest = max((path for path in places if path.is_file()), key=lambda path: path.stat().st_mtime_ns, default=None)
     if newest:
         return replace(_read_or_say(newest, run_id), run_id=run_id)
-    if not any(record.get("artifact") == _LAST for record in records):
+    if not journal.newest(f'{{"artifact":"{_LAST}"'.encode()):
         return Resume(run_id, None, start)
     return replace(read_checkpoint(_from_server(state, run_id, places, config)), run_id=run_id)
 

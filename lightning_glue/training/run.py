@@ -116,11 +116,50 @@ class Training:
                 caller.ending(self, self.best)
         return self.best
 
+    def check(self, checkpoints: Path | None) -> None:
+        """Look for what would end the training late, before there is a run; see ``trainer.preflight``.
+
+        Raises:
+            UserError: a folder cannot be written, the disk is too small, or the longest batch does not fit into memory.
+        """
+        from lightning_glue.training import auto_batch, preflight
+        from lightning_glue.training.devices import resolve_devices
+
+        config, data, found = self.config, self.data, self.found
+        if found:
+            self._divide(auto_batch.as_recorded(config, found))
+        if not config.trainer.preflight:
+            return
+        path = found.path if found else None
+        already = sum(one.stat().st_size for one in path.parent.glob("*.ckpt")) if path else 0
+        preflight.check_folders(config, self.module, checkpoints, already)
+        world = resolve_devices(config.trainer).world
+        padded = not self.module.model.runs_unpadded
+        limits = config.trainer.max_epochs, config.trainer.max_steps
+        rows = preflight.longest_batch(data, *limits, padded=padded)
+        train = data.splits["train"]
+
+        def attempt(accumulate: int) -> None:
+            part = preflight.longest_part(rows, train, world * accumulate)
+            preflight.probe(self.module, train[part], config)
+
+        fixed = found is not None and found.path is not None
+        accumulate = auto_batch.fitting(self.config, world, attempt, fixed=fixed)
+        self._divide(auto_batch.divided(self.config, accumulate))
+
+    def _divide(self, config: Config) -> None:
+        """Go on with another division of the steps into micro-batches."""
+        self.config, self.data.accumulate = config, config.trainer.accumulate
+        self.module.origin.config = configuration.recorded(config)
+
     def _tags(self, caller: Caller) -> dict[str, str]:
         from lightning_glue.tracking.known_runs import run_tags
+        from lightning_glue.training import auto_batch
+        from lightning_glue.training.devices import resolve_devices
 
+        chosen = auto_batch.tags(self.config, resolve_devices(self.config.trainer).world)
         come_from = {f"lineage.{name}": value for name, value in self.module.origin.lineage.items()}
-        return {**run_tags(self.config), **come_from, **caller.tags}
+        return {**run_tags(self.config), **chosen, **come_from, **caller.tags}
 
     def _log_origin(self, stack: ExitStack, checkpoints: Path) -> None:
         """What the run was made from, and the best checkpoints so far of one that goes on."""
@@ -255,6 +294,8 @@ def train(config: Config, caller: Caller | None = None, *, register: bool = Fals
     tracker.parent = caller.parent
     training = Training(config, *build(config, caller.warm), tracker, found, register)
     caller.built(training)
+    if config.trainer.preflight or training.found:
+        training.check(caller.checkpoints)
     training.carry_out(caller)
     return training
 

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING
 from optuna.trial import FrozenTrial
 
 from lightning_glue.tuning.results import best_trial, keep_recipe
-from lightning_glue.tuning.slots import Slots
 from lightning_glue.tuning.values import value_of
 
 if TYPE_CHECKING:
@@ -31,8 +30,8 @@ class StudyObserver:
 
     def changed(self, running: list[Running]) -> None:
         if self.board.live and time.monotonic() - self._looked > _LOOK_SECONDS:
-            trials = self.study.trials()
-            self.board.update(trials, running, self.study.to_do(Slots(trials)))
+            to_do = self.study.to_do(self.study.look())
+            self.board.update(self.study.trials(), running, to_do)
             self._looked = time.monotonic()
 
     def finished(self, trial: FrozenTrial, runs: list[str]) -> None:

@@ -10,9 +10,9 @@ from optuna.trial import FrozenTrial, TrialState
 
 from lightning_glue import config as configuration
 from lightning_glue.config import Config
-from lightning_glue.tuning.slots import Slots, is_surplus
+from lightning_glue.tuning.slots import is_surplus
 from lightning_glue.tuning.space import with_parameters
-from lightning_glue.tuning.values import best_of, value_of
+from lightning_glue.tuning.values import value_of
 from lightning_glue.utils.console import command
 from lightning_glue.utils.logs import log
 from lightning_glue.utils.redact import hide_secrets
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 def best_trial(study: SharedStudy) -> FrozenTrial | None:
     """The complete trial with the highest value, the first of equals; None where none is complete."""
-    return best_of(study.trials(TrialState.COMPLETE))
+    return study.look().best
 
 
 def trial_config(search: Search, parameters: Mapping[str, Any]) -> Config:
@@ -71,7 +71,7 @@ def report_study(search: Search, study: SharedStudy, tracking: StudyTracking, st
     """Say what came out and what to do next."""
     trials = study.trials()
     counts = Counter(trial.state.name.lower() for trial in trials if not is_surplus(trial))
-    counts["waiting"] = study.to_do(Slots(trials))
+    counts["waiting"] = study.to_do(study.look())
     print(f"\nstudy {study.name}: " + ", ".join(f"{count} {state}" for state, count in sorted(counts.items()) if count))
     best = best_trial(study)
     if best:

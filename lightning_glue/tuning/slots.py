@@ -9,10 +9,15 @@ trial to be the lowest finds that every lower one has failed for good. What is n
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import bisect
+import itertools
+from collections import Counter
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from optuna.trial import FrozenTrial, TrialState, create_trial
+
+from lightning_glue.tuning.values import best_of
 
 SURPLUS = "surplus"  # reason of the failure of a trial that never ran because its slot had one
 
@@ -29,15 +34,74 @@ def is_surplus(trial: FrozenTrial) -> bool:
 class Slots:
     """The trials of a study, by slot; surplus ones are left out.
 
+    It can be brought up to date again and again, which costs what has changed since and what is unfinished, however
+    many trials are finished.
+
     Args:
         trials: all of them, in the order of their numbers.
+
+    Attributes:
+        tried: each slot's trials, in the order of their numbers.
+        unfinished: those that wait or run, by number.
+        counts: finished ones, by state.
+        best: the complete one with the highest value, the first of equals; None before there is one.
     """
 
-    def __init__(self, trials: Iterable[FrozenTrial]) -> None:
+    def __init__(self, trials: Iterable[FrozenTrial] = ()) -> None:
         self.tried: dict[int, list[FrozenTrial]] = {}
-        for trial in trials:
-            if not is_surplus(trial):
-                self.tried.setdefault(slot_of(trial), []).append(trial)
+        self.unfinished: dict[int, FrozenTrial] = {}
+        self.counts: Counter[TrialState] = Counter()
+        self.best: FrozenTrial | None = None
+        self._settled = 0  # trials with lower numbers are all known and finished
+        self._finished: set[int] = set()  # numbers of others that are
+        self._unnamed: dict[int, FrozenTrial] = {}  # trials without a slot that have not failed, by number
+        self._free: list[int] = []  # sorted
+        self._free_for = (0, 0)  # the total and the number they hold for
+        self.update(list(trials))
+
+    def update(self, trials: Sequence[FrozenTrial]) -> None:
+        """Args: trials: all of them, in the order of their numbers."""
+        for trial in itertools.islice(trials, self._settled, None):
+            if trial.number not in self._finished:
+                self._put(trial)
+        while self._settled in self._finished:
+            self._finished.remove(self._settled)
+            self._settled += 1
+
+    def _put(self, trial: FrozenTrial) -> None:
+        slot = slot_of(trial)
+        others = [one for one in self.tried.get(slot, ()) if one.number != trial.number]
+        self.tried[slot] = others if is_surplus(trial) else sorted([*others, trial], key=lambda one: one.number)
+        if not self.tried[slot]:
+            del self.tried[slot]
+        if "slot" not in trial.user_attrs:
+            self._unnamed[trial.number] = trial
+            if trial.state == TrialState.FAIL:
+                del self._unnamed[trial.number]
+        if trial.state.is_finished():
+            self._finish(trial)
+        else:
+            self.unfinished[trial.number] = trial
+        self._look_at(slot)
+
+    def _finish(self, trial: FrozenTrial) -> None:
+        self._finished.add(trial.number)
+        self.unfinished.pop(trial.number, None)
+        if not is_surplus(trial):
+            self.counts[trial.state] += 1
+            both = [trial] if self.best is None else sorted([self.best, trial], key=lambda one: one.number)
+            self.best = best_of(both)
+
+    def _look_at(self, slot: int) -> None:
+        """Whether the slot is among the free ones."""
+        total, retry_before = self._free_for
+        place = bisect.bisect_left(self._free, slot)
+        listed = self._free[place : place + 1] == [slot]
+        free = slot < total and self.is_free(slot, retry_before)
+        if free and not listed:
+            self._free.insert(place, slot)
+        elif listed and not free:
+            del self._free[place]
 
     def holder(self, slot: int) -> FrozenTrial | None:
         """The trial that the slot belongs to."""
@@ -51,14 +115,13 @@ class Slots:
         """Trials of the first ``total`` slots that wait, and all that name no slot, in the order of their numbers."""
         found = [
             trial
-            for trials in self.tried.values()
-            for trial in trials
+            for trial in self.unfinished.values()
             if trial.state == TrialState.WAITING and ("slot" not in trial.user_attrs or slot_of(trial) < total)
         ]
         return sorted(found, key=lambda trial: trial.number)
 
-    def running(self) -> bool:
-        return any(trial.state == TrialState.RUNNING for trials in self.tried.values() for trial in trials)
+    def running(self) -> list[FrozenTrial]:
+        return [trial for trial in self.unfinished.values() if trial.state == TrialState.RUNNING]
 
     def is_free(self, slot: int, retry_before: int) -> bool:
         """Whether a trial is to be made for the slot: the first, the next attempt of one that died, or another one.
@@ -74,13 +137,11 @@ class Slots:
 
     def free(self, total: int, retry_before: int) -> list[int]:
         """The free ones of the first ``total`` slots, less as many as trials of earlier versions lie behind them."""
-        found = [slot for slot in range(total) if self.is_free(slot, retry_before)]
-        behind = sum(
-            slot >= total and "slot" not in trial.user_attrs and trial.state != TrialState.FAIL
-            for slot, trials in self.tried.items()
-            for trial in trials
-        )
-        return found[: max(0, len(found) - behind)]
+        if self._free_for != (total, retry_before):
+            self._free_for = (total, retry_before)
+            self._free = [slot for slot in range(total) if self.is_free(slot, retry_before)]
+        behind = sum(slot_of(trial) >= total for trial in self._unnamed.values())
+        return self._free[: max(0, len(self._free) - behind)]
 
     def template(self, slot: int, point: dict[str, Any]) -> FrozenTrial:
         """The trial to make for a free slot.

@@ -75,6 +75,7 @@ class SharedStudy:
         self._patiently = Patience(name, longest=min(10.0, heartbeat))
         self._retry_before = 0  # number of the first trial that was not there when this controller began
         self._gap_since: float | None = None
+        self._slots = Slots()
         self._beats: dict[int, Beat] = {}
         self._looked: tuple[float, int] = (0.0, 0)  # when, and after how many outages, the heartbeats were looked at
         self._pulse = 0
@@ -153,6 +154,11 @@ class SharedStudy:
             lambda: self.storage.get_all_trials(self.study_id, deepcopy=False, states=states or None)
         )
 
+    def look(self) -> Slots:
+        """The trials by slot, as the storage has them now: the same object each time, brought up to date."""
+        self._slots.update(self.trials())
+        return self._slots
+
     def trial(self, trial_id: int) -> FrozenTrial:
         return self._patiently(lambda: self.storage.get_trial(trial_id))
 
@@ -197,9 +203,9 @@ class SharedStudy:
         self.set_attribute(f"{_TOTAL}{total}", True)
         if not self.created:
             self._wait_for_the_maker()
-        trials = self.trials()
-        self._retry_before = len(trials)
-        if self.created or not Slots(trials).waiting(total):  # else others are at work and queue what is missing
+        slots = self.look()
+        self._retry_before = len(self.trials())
+        if self.created or not slots.waiting(total):  # else others are at work and queue what is missing
             self._queue()
         self.set_attribute("filled", True)
 
@@ -217,7 +223,7 @@ class SharedStudy:
         Others may be at it: each looks again before it makes one, and takes any of the slots but the study's maker.
         """
         while True:
-            slots = Slots(self.trials())
+            slots = self.look()
             free = slots.free(self.total, self._retry_before)
             if not free or len(slots.waiting(self.total)) >= AHEAD:
                 return
@@ -229,12 +235,12 @@ class SharedStudy:
 
     def left(self) -> tuple[int, bool]:
         """How many trials are still to be taken, as far as can be told, and whether any runs, here or elsewhere."""
-        slots = Slots(self.trials())
+        slots = self.look()
         to_do = self.to_do(slots)
         if not to_do and self.grows and self.asked_for() > self.total:
             self.total = self.asked_for()
             return self.left()
-        return to_do, slots.running()
+        return to_do, bool(slots.running())
 
     def to_do(self, slots: Slots) -> int:
         return len(slots.waiting(self.total)) + len(slots.free(self.total, self._retry_before))
@@ -243,7 +249,7 @@ class SharedStudy:
         """Own the next waiting trial, with its parameters drawn; None where none waits."""
         from lightning_glue.tuning.space import suggest_parameters
 
-        slots = Slots(self.trials())
+        slots = self.look()
         taken = self._take(slots)
         if taken is None:
             self._mind_the_gap(slots)
@@ -351,7 +357,7 @@ class SharedStudy:
         again = again and attempts <= self.retries
         if not self.finish(trial_id, TrialState.FAIL, reason=reason, attempts=attempts, again=again, **attributes):
             return True
-        slots = Slots(self.trials())
+        slots = self.look()
         if again and slots.is_free(slot_of(trial), 0):
             self._make(slots, slot_of(trial))
         return again
@@ -368,7 +374,7 @@ class SharedStudy:
         ``STALE_BEATS`` intervals of this machine's own clock. Where this controller did not look for two intervals, or
         the storage was away, the others could not be heard either: their time begins anew.
         """
-        running = self.trials(TrialState.RUNNING)
+        running = self.look().running()
         now, before = time.monotonic(), self._looked
         self._looked = (now, self._patiently.outages)
         if now - before[0] > 2 * self.heartbeat or self._patiently.outages != before[1]:

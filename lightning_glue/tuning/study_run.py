@@ -18,6 +18,7 @@ import optuna
 from optuna.trial import FrozenTrial, TrialState
 
 from lightning_glue.tracking import provenance
+from lightning_glue.tracking.journals import RunIndex
 from lightning_glue.tuning.values import value_of
 from lightning_glue.utils.files import new_file
 from lightning_glue.utils.logs import log
@@ -54,6 +55,7 @@ class StudyTracking:
 
         speak_as(0)  # whatever SLURM calls this process: a controller is nobody's second
         self.tracker, self.study, self.metric = tracker, study, metric
+        self._journals = RunIndex(tracker.folder.parent)
         tags = {
             "optuna.study": study.name,
             "mlflow.source.name": provenance.command_line(),
@@ -93,10 +95,9 @@ class StudyTracking:
     def _tag(self, run: str, tags: dict[str, str]) -> None:
         """Through the run's own journal; where that is on another machine, what the training has said holds."""
         from lightning_glue.tracking.journal import Journal
-        from lightning_glue.tracking.journals import find_journal
         from lightning_glue.tracking.watcher import watch
 
-        folder = find_journal(self.tracker.folder.parent, run)
+        folder = self._journals.find(run)
         if folder:
             journal = Journal(folder)
             try:
@@ -108,12 +109,13 @@ class StudyTracking:
             watch(folder)
 
     def _log_progress(self) -> None:
-        done = self.study.trials(TrialState.COMPLETE, TrialState.PRUNED)
-        complete = [value_of(trial) for trial in done if trial.state == TrialState.COMPLETE]
-        values: dict[str, float] = {"study/trials": len(done), "study/pruned": len(done) - len(complete)}
-        if complete:
-            values[f"best/{self.metric}"] = max(complete)
-        self.tracker.log_metrics(values, step=len(done))
+        slots = self.study.look()
+        pruned = slots.counts[TrialState.PRUNED]
+        done = slots.counts[TrialState.COMPLETE] + pruned
+        values: dict[str, float] = {"study/trials": done, "study/pruned": pruned}
+        if slots.best:
+            values[f"best/{self.metric}"] = value_of(slots.best)
+        self.tracker.log_metrics(values, step=done)
 
     def _keep_drawn(self, *, wait: bool = False) -> None:
         """Log what was drawn, once it is."""

@@ -26,7 +26,9 @@ values = st.recursive(
     lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=8), inner, max_size=4),
     max_leaves=8,
 )
-records = st.lists(st.dictionaries(st.sampled_from(["metrics", "tags", "status"]), values, min_size=1), max_size=8)
+records = st.lists(
+    st.dictionaries(st.sampled_from(["metrics", "tags", "status"]), values, min_size=1, max_size=1), max_size=8
+)
 relaxed = settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 import uuid
@@ -14,9 +15,17 @@ from pathlib import Path
 import pytest
 from helpers.project import ROOT
 
+from lightning_glue.errors import TrackingError
+from lightning_glue.tracking import journal as journal_module
 from lightning_glue.tracking.courier import Courier
+from lightning_glue.tracking.held_journal import HeldJournal
 from lightning_glue.tracking.journal import Journal, Record, encode, now, try_lock
+from lightning_glue.tracking.journals import RunIndex, delivered_run, find_journal, journals
+from lightning_glue.tracking.known_runs import unfinished_runs
+from lightning_glue.tracking.pruning import prune
 from lightning_glue.tracking.state import State
+from lightning_glue.tracking.sync import sync_all
+from lightning_glue.tracking.uploads import Backlog
 from lightning_glue.tracking.watcher import Watch
 
 RECORDS = 50_000
@@ -134,7 +143,7 @@ def test_a_beat_of_the_watcher_reads_the_end_alone(here: Path) -> None:
 
 def test_the_status_is_looked_for_in_what_is_new(here: Path) -> None:
     journal, size = long_journal()
-    assert journal.status() is None  # all of it is read, for nothing in it tells
+    assert journal.status() is None  # all of it is looked through, for nothing in it tells
     before = characters_read()
     for number in range(10):
         journal.append({"metrics": [["train/loss", 1.0, 5, RECORDS + number]]})
@@ -150,3 +159,130 @@ def test_the_status_is_looked_for_in_what_is_new(here: Path) -> None:
     with open(journal.path, "r+b") as file:
         file.truncate(size)  # it is another one now
     assert journal.status() is None
+
+
+def finished_journal() -> Journal:
+    """A long journal of a finished run, delivered up to its end."""
+    journal, _ = long_journal()
+    journal.append({"status": ["FINISHED", 7]})
+    assert Courier(journal.folder).deliver(last=True) == 1
+    return journal
+
+
+def test_the_journal_of_a_finished_run_becomes_short_and_is_still_of_use(here: Path) -> None:
+    journal = finished_journal()
+    start, run_id = journal.start(), State(journal.folder).run_id
+    assert sync_all(journal.folder.parent, [], None) == [True]
+    assert [record for record, _ in Journal(journal.folder).read()] == [{"start": start}, {"status": ["FINISHED", 7]}]
+    assert journal.status() == "FINISHED"
+    assert find_journal(journal.folder.parent, str(run_id)) == RunIndex(journal.folder.parent).find(str(run_id))
+    assert delivered_run(journal.folder.name) == run_id
+    with pytest.raises(TrackingError, match="is finished; there is nothing to resume"):
+        HeldJournal.reopen(journal.folder)
+    journal.append({"tags": {"later": "yes"}})  # whoever has the old file open writes into the new one
+    courier = Courier(journal.folder)
+    assert courier.deliver() == 1
+    run = courier.client.get_run(run_id)
+    assert run.data.tags["later"] == "yes" and run.info.status == "FINISHED"
+    (point,) = courier.client.get_metric_history(run_id, "train/loss")[:1] or [None]
+    assert point is None  # long_journal() says that it was delivered, but sends nothing: nor is it sent now
+
+
+def test_a_journal_that_is_still_needed_stays_whole(here: Path) -> None:
+    journal = finished_journal()
+    size = journal.path.stat().st_size
+    state = State(journal.folder)
+    state.refused = {"a": "too large"}  # the only copy is here
+    state.save_uploads()
+    assert not prune(journal.folder)
+    state.refused = {}
+    state.save_uploads()
+    with try_lock(journal.folder / "alive") as training:
+        assert training and not prune(journal.folder)
+    journal.append({"resume": {"time": 8, "tags": {}, "uri": None}})
+    Courier(journal.folder).deliver(last=True)
+    assert not prune(journal.folder)  # it goes on
+    journal.append({"status": ["KILLED", 9]})
+    Courier(journal.folder).deliver(last=True)
+    assert not prune(journal.folder)  # and may go on again
+    journal.append({"status": ["FINISHED", 9]})
+    assert not prune(journal.folder)  # not delivered
+    assert journal.path.stat().st_size > size
+    Courier(journal.folder).deliver(last=True)
+    assert prune(journal.folder)
+    assert journal.path.stat().st_size < 2000 and not prune(journal.folder)
+
+
+def test_a_pruning_broken_off_between_its_files_is_mended_by_the_next_delivery(here: Path) -> None:
+    journal = finished_journal()
+    before = [(journal.folder / name).read_bytes() for name in ("delivery.json", "uploads.json")]
+    assert prune(journal.folder)
+    for name, content in zip(("delivery.json", "uploads.json"), before):
+        (journal.folder / name).write_bytes(content)
+    run_id = State(journal.folder).run_id
+    courier = Courier(journal.folder)
+    assert courier.deliver(last=True) == 2
+    state = State(journal.folder)
+    assert state.run_id == run_id and state.is_delivered(journal.path.stat().st_size)
+    assert len(courier.client.search_runs(["0", "1"])) == 1
+
+
+def test_old_journals_are_not_read_to_find_one_to_go_on_with(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of many long journals the first record and the last status are decoded, and nothing else."""
+    journal, size = long_journal()
+    journal.append({"status": ["KILLED", 1]})
+    for _ in range(9):
+        shutil.copytree(journal.folder, journal.folder.with_name(uuid.uuid4().hex))
+    decoded: list[int] = []
+    whole = journal_module._record_at
+    monkeypatch.setattr(journal_module, "_record_at", lambda *args: decoded.append(1) or whole(*args))
+    before = characters_read()
+    assert unfinished_runs(journal.folder.parent, None, "e", "no such configuration") == []
+    assert [Journal(folder).status() for folder in journals(journal.folder.parent)] == ["KILLED"] * 10
+    assert len(decoded) < 10 * 200  # 4 KiB of the end
+    assert characters_read() - before < size
+
+
+def test_a_journal_with_no_word_on_its_end_is_looked_through_and_not_decoded(
+    here: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    journal, _ = long_journal()
+    journal.append({"metrics": [["system/cpu", 1.0, 5, 41]]})
+    journal.append({"metrics": [["train/loss", 1.0, 5, RECORDS]]})
+    decoded: list[int] = []
+    whole = journal_module._record_at
+    monkeypatch.setattr(journal_module, "_record_at", lambda *args: decoded.append(1) or whole(*args))
+    assert Journal(journal.folder).status() is None
+    newest = Journal(journal.folder).newest(b'{"metrics":[["system/')
+    assert newest and newest[0]["metrics"][0][3] == 41
+    assert Courier(journal.folder)._last_resume() == {}
+    assert len(decoded) < 500
+    assert Journal(journal.folder).newest(b'{"tags"') is None
+
+
+def test_a_backlog_is_read_in_pieces(here: Path) -> None:
+    journal = begin({})
+    for step in range(5000):
+        journal.append({"metrics": [["train/loss", 1.0, 1_700_000_000_000 + step, step]]})
+    whole = journal.read()
+    pieces = list(journal.pieces(0, 1 << 12))
+    assert [record for piece in pieces for record in piece] == whole
+    assert max(len(piece) for piece in pieces) < len(whole) // 20
+    with open(journal.path, "r+b") as file:  # damage longer than a piece
+        file.seek(1 << 16)
+        file.write(bytes(1 << 14))
+    assert [one for piece in Journal(journal.folder).pieces(0, 1 << 12) for one in piece] == journal.read()
+
+
+def test_a_store_that_is_away_does_not_make_what_is_pending_read_again(here: Path) -> None:
+    """Each look reads what is new, however much waits for the artifacts to arrive."""
+    journal, size = long_journal()
+    backlog = Backlog()
+    before = characters_read()
+    backlog.read(journal, (0, None), size)
+    journal.append({"artifact": "a.txt"})
+    for _ in range(10):
+        backlog.read(journal, (0, None), journal.end())
+    assert characters_read() - before < 2 * size
+    assert list(backlog.plan) == ["a.txt"] and not backlog.ended
+    assert (backlog.take(), backlog.take()) == (1, 0)

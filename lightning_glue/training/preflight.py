@@ -1,0 +1,170 @@
+"""What would end a training late, looked for before there is a run: folders, disk, memory for the longest batch."""
+
+from __future__ import annotations
+
+import random
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+
+from lightning_glue.config import Config
+from lightning_glue.data.batching import MicroBatch, split_batch, train_batches
+from lightning_glue.errors import UserError
+from lightning_glue.model.roberta import task_loss
+from lightning_glue.training.devices import resolve_devices, resolve_precision
+from lightning_glue.utils.launch import is_distributed_child, launch
+
+if TYPE_CHECKING:
+    from lightning_glue.data.datamodule import Batch, GlueDataModule, TokenizedSplit
+    from lightning_glue.training.module import GlueModule
+
+_SPARE = 1 << 26  # bytes for the journal, figures and predictions
+_DTYPES = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}
+
+
+def check_folders(config: Config, module: GlueModule, checkpoints: Path | None, already: int = 0) -> None:
+    """Raise UserError where a folder that the run needs cannot be written, or its disk cannot take the checkpoints.
+
+    Process 0 alone writes. Artifacts of a run in a database are in ``mlruns`` unless MLflow was told otherwise, those
+    for a server wait beside the journal.
+
+    Args:
+        checkpoints: where they go instead of the run's artifacts.
+        already: bytes of checkpoints that a run that goes on has there.
+    """
+    if is_distributed_child():
+        return
+    journal, remote = Path(config.tracking.journal), str(config.tracking.uri or "").startswith("http")
+    store = journal if remote or not config.tracking.checkpoints else Path("mlruns")
+    target = checkpoints or store
+    for folder in dict.fromkeys([journal, target]):
+        _check_writable(folder)
+    needed = checkpoint_bytes(config, module) - already
+    place = _nearest(target)
+    free = shutil.disk_usage(place).free
+    if needed + _SPARE > free:
+        raise UserError(
+            f"the checkpoints of this run need {_size(needed)} below {target}, and its disk has {_size(free)} free; "
+            "free space, lower tracking.keep_best, or choose another disk with tracking.journal or by starting there"
+        )
+
+
+def checkpoint_bytes(config: Config, module: GlueModule) -> int:
+    """The most that a run's checkpoints and its export take at any time.
+
+    The best ones hold the weights, the last one Adam's two moments, too. A new file is there whole before the one it
+    replaces goes.
+    """
+    weights = sum(tensor.numel() * tensor.element_size() for tensor in module.parameters())
+    last = weights + optimizer_bytes(module)
+    export = weights if config.tracking.checkpoints else 0
+    return config.tracking.keep_best * weights + 2 * last + export
+
+
+def optimizer_bytes(module: torch.nn.Module) -> int:
+    """Adam's two moments, in float32."""
+    return sum(8 * parameter.numel() for parameter in module.parameters() if parameter.requires_grad)
+
+
+def _check_writable(folder: Path) -> None:
+    place = _nearest(folder)
+    try:
+        with tempfile.TemporaryFile(dir=place) as file:
+            file.write(b"x")
+    except OSError as error:
+        raise UserError(
+            f"cannot write below {place}: {error.strerror}; get rights or free space there, or see tracking.journal"
+        ) from None
+
+
+def _nearest(folder: Path) -> Path:
+    """The folder, or the innermost one around it that exists."""
+    return next(path for path in (folder.absolute(), *folder.absolute().parents) if path.is_dir())
+
+
+def _size(count: int) -> str:
+    return f"{count / 2**30:.2f} GiB" if count >= 1 << 28 else f"{count / 2**20:.0f} MiB"
+
+
+def longest_batch(data: GlueDataModule, epochs: int, steps: int = -1, *, padded: bool) -> np.ndarray:
+    """The rows of the optimizer step that needs the most memory, of all that the training will form.
+
+    Args:
+        steps: optimizer steps; -1: no limit.
+        padded: the model pads: the longest example counts for each.
+    """
+    lengths = data.splits["train"].lengths
+    best, most = np.arange(1), -1
+    an_epoch = -(-len(lengths) // data.batch_size)
+    left = steps if steps > 0 else epochs * an_epoch
+    for epoch in range(min(epochs, -(-left // an_epoch))):
+        batches = train_batches(lengths, data.batch_size, data.seed, epoch, data.pool)[: left - epoch * an_epoch]
+        sizes = np.array([len(batch) for batch in batches])
+        ordered, starts = lengths[np.concatenate(batches)], np.cumsum(sizes) - sizes
+        sums = np.maximum.reduceat(ordered, starts) * sizes if padded else np.add.reduceat(ordered, starts)
+        place = int(sums.argmax())
+        if sums[place] > most:
+            best, most = batches[place], int(sums[place])
+    return best
+
+
+def longest_part(rows: np.ndarray, train: TokenizedSplit, parts: int) -> MicroBatch:
+    """The micro-batch of a step that has the longest example, and as many as any."""
+    return split_batch(rows, train.lengths, parts)[0]
+
+
+def probe(module: GlueModule, batch: Batch, config: Config) -> None:
+    """One forward and backward as in training, of which nothing is left but the module on its device.
+
+    Memory for the optimizer's state is held meanwhile: from the second step on it is taken.
+
+    Raises:
+        Exception: the device has no room for it.
+    """
+    accelerator = resolve_devices(config.trainer).accelerator
+    device = torch.device("cuda", launch().local_rank) if accelerator == "cuda" else torch.device("cpu")
+    precision = resolve_precision(config.trainer, accelerator)
+    dtype = _DTYPES.get(precision)
+    with _unchanged(module, device):
+        try:
+            module.to(device)
+            if precision == "64-true":
+                module.double()
+            moments = torch.empty(optimizer_bytes(module), dtype=torch.uint8, device=device)
+            with torch.autocast(device.type, dtype=dtype) if dtype else nullcontext():
+                on_device = {k: v.to(device) if isinstance(v, torch.Tensor) else v for k, v in batch.items()}
+                loss = task_loss(module(on_device), on_device["targets"]).sum() * batch["loss_weight"]
+            loss.backward()
+            del moments
+        finally:
+            module.zero_grad(set_to_none=True)
+            if precision == "64-true":
+                module.float()  # every float32 is a float64: the way there and back changes nothing
+            if device.type == "cuda":
+                torch.cuda.synchronize(device)
+                torch.cuda.empty_cache()
+
+
+@contextmanager
+def _unchanged(module: torch.nn.Module, device: torch.device) -> Iterator[None]:
+    """Around a trial: random numbers go on as if it had not been, and every part of the module is in its mode again."""
+    states = random.getstate(), np.random.get_state(), torch.get_rng_state()
+    on_device = torch.cuda.get_rng_state(device) if device.type == "cuda" else None
+    modes = {part: part.training for part in module.modules()}
+    try:
+        module.train()
+        yield
+    finally:
+        for part, mode in modes.items():
+            part.training = mode
+        random.setstate(states[0])
+        np.random.set_state(states[1])
+        torch.set_rng_state(states[2])
+        if on_device is not None:
+            torch.cuda.set_rng_state(on_device, device)
