@@ -89,8 +89,8 @@ server: $(INSTALLED) ## serve the runs on 127.0.0.1:5000; DB=postgresql://... AR
 	@$(if $(MLFLOW_BACKEND_STORE_URI),$(PIP) -e '.[server]')
 	@$(BIN)/python -m lightning_glue.server $(if $(MLFLOW_BACKEND_STORE_URI),--host 0.0.0.0) $(call option,--artifacts,$(ARTIFACTS)) $(call option,--allowed-hosts,$(HOSTS)) $(ARGS)
 
-ui: $(INSTALLED) ## browse and compare runs (plain `mlflow ui`)
-	@$(BIN)/mlflow ui $(ARGS)
+ui: $(INSTALLED) ## browse and compare runs: `mlflow ui` with one process, without its job runners
+	@MLFLOW_DISABLE_TELEMETRY=$${MLFLOW_DISABLE_TELEMETRY:-true} MLFLOW_SERVER_ENABLE_JOB_EXECUTION=false $(BIN)/mlflow ui --workers 1 $(ARGS)
 
 test: $(INSTALLED) ## run the tests; GLUE_DIR and ROBERTA_BPE_DIR let them use real files
 	@$(BIN)/python -m pytest $(ARGS)

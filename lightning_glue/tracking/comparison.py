@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 from lightning_glue.errors import TrackingError, suggest
 from lightning_glue.tasks import get_task
 from lightning_glue.tracking import registry
+from lightning_glue.tracking.pages import run_page
 from lightning_glue.tracking.registry import difference
 from lightning_glue.utils.redact import first_line
 
@@ -82,8 +83,7 @@ def scored_run(run: Run, uri: str) -> Scored | None:
         return None
     gpus = params.get("trainer.gpus", "auto")
     devices = max(int(gpus) if gpus.isdigit() else 1, int(params.get("trainer.procs", "1")))
-    address = f"{uri.rstrip('/')}/#/experiments/{info.experiment_id}/runs/{info.run_id}"
-    link = address if uri.startswith("http") else ""
+    link = run_page(uri, info.experiment_id, info.run_id) if uri.startswith("http") else ""
     minutes = (info.end_time - info.start_time) / 60000 * devices
     return Scored(info.run_id, link, params["task.name"], dict(params), registry.dataset_digests(run), value, minutes)
 

@@ -151,7 +151,7 @@ def register(client: MlflowClient, run_id: str) -> tuple[str, str, str]:
         raise TrackingError(f"run {run_id}: {lost[0]} is no finite number, so the training diverged; not registered")
     if not client.list_artifacts(run_id, _EXPORT):
         raise TrackingError(f"run {run_id} has no folder {_EXPORT!r}: train with tracking.checkpoints=true")
-    name = task.experiment + ("-sample" if run.data.params.get("data.source") == "sample" else "")
+    name = task.place(run.data.params.get("data.source", "glue"))
     version = _version_of(client, name, run_id) or _new_version(client, name, run, task)
     return name, version.version, promote(client, name, version, task)
 
