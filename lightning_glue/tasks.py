@@ -79,10 +79,9 @@ class Task:
         """Logged name of the metric that selects the best checkpoint, for example ``dev_matched/accuracy``."""
         return f"{self.dev[0].name}/{self.metrics[0]}"
 
-    @property
-    def experiment(self) -> str:
-        """MLflow experiment of the task."""
-        return f"glue-{self.name.lower()}"
+    def place(self, source: str) -> str:
+        """Name of the task's experiment and registered model in MLflow, for data of ``data.source``."""
+        return f"glue-{self.name.lower()}" + ("-sample" if source == "sample" else "")
 
     def split(self, name: str) -> Split:
         for split in self.splits:

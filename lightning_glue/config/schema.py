@@ -147,8 +147,8 @@ class Config(_Part):
 
     @property
     def experiment(self) -> str:
-        """MLflow's experiment: the one given, else the task's."""
-        return self.tracking.experiment or get_task(self.task.name).experiment
+        """MLflow's experiment: the one given, else the task's; generated data have one of their own."""
+        return self.tracking.experiment or get_task(self.task.name).place(self.data.source)
 
     @property
     def run_name(self) -> str:

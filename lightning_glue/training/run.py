@@ -112,8 +112,12 @@ class Training:
                 preemption.check()
                 self.best = self.fit(folder, caller.callbacks, shows=caller.shows)
                 if leader:
+                    if caller.shows:
+                        print("last step done; writing the best model and figures", flush=True)
                     self.conclude(self.best)
                 caller.ending(self, self.best)
+                if leader and caller.shows:
+                    print(f"delivering to MLflow{', registering the model' if self.register else ''}", flush=True)
         return self.best
 
     def _tags(self, caller: Caller) -> dict[str, str]:
@@ -154,7 +158,7 @@ class Training:
         module, data = self.module, self.data
         callbacks = [*more, *make_callbacks(self.config, checkpoints, self.preemption, shows=shows)]
         interval = evaluation_interval(self.config, len(data.train_dataloader()))
-        trainer = make_trainer(self.config, callbacks, self.tracker, interval, shows=shows)
+        trainer = make_trainer(self.config, callbacks, self.tracker, interval)
         keep_signal_handlers(trainer)
         trainer.fit(module, data, ckpt_path=self.found.path if self.found else None)
         saving = callbacks[-1]

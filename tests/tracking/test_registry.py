@@ -40,7 +40,7 @@ def project(cache: Path, bpe_dir: Path, tmp_path_factory: pytest.TempPathFactory
         command = ["lightning_glue.train", *flags, f"seed={seed}", "trainer.predict=true", "trainer.precision=32-true"]
         run(*command, cwd=folder, ROBERTA_BPE_DIR=str(bpe_dir))
     store = mlflow.MlflowClient(f"sqlite:///{folder / 'mlflow.db'}")
-    found = store.search_runs([store.get_experiment_by_name("glue-wnli").experiment_id])
+    found = store.search_runs([store.get_experiment_by_name("glue-wnli-sample").experiment_id])
     return folder, [entry.info.run_id for entry in sorted(found, key=lambda entry: entry.info.start_time)]
 
 
