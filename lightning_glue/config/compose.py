@@ -71,7 +71,9 @@ def compose(
     Raises:
         UserError: an unknown task, model, experiment or key, or a value of the wrong type or range.
     """
-    return checked(Config, _plain(_compose(_chosen(task, model, data, experiment) + (overrides or []), keys())))
+    config = checked(Config, _plain(_compose(_chosen(task, model, data, experiment) + (overrides or []), keys())))
+    config.recipe = experiment or ""
+    return config
 
 
 def compose_tune(

@@ -139,6 +139,7 @@ class Config(_Part):
     tracking: TrackingConfig
     seed: Annotated[int, Ge(0), Le(2**32 - 1)]  # NumPy's
     init_from: str | None
+    recipe = ""  # no key: the name of the recipe it was composed with, which the run's name begins with
 
     @property
     def lr(self) -> float:
@@ -153,8 +154,10 @@ class Config(_Part):
     @property
     def run_name(self) -> str:
         """MLflow's name of the run: the one given, else what tells runs of a task apart at a glance."""
-        default = f"{self.model.name} lr {self.lr:g} batch {self.data.batch_size} seed {self.seed}"
-        return self.tracking.run_name or default
+        steps, epochs = self.trainer.max_steps, self.trainer.max_epochs
+        length = f"{steps} steps" if steps > 0 else f"{epochs} epochs" if epochs > 1 else "1 epoch"
+        default = f"{self.model.name} lr {self.lr:g} batch {self.data.batch_size} {length} seed {self.seed}"
+        return self.tracking.run_name or (f"{self.recipe}: {default}" if self.recipe else default)
 
 
 @dataclass

@@ -38,8 +38,8 @@ def quiet() -> None:
     warnings.filterwarnings("ignore", message=".*LeafSpec.*|.*isinstance\\(treespec.*")
 
 
-def announce(config: Config, data: GlueDataModule, resume: str | Resume | None, found: Resume | None) -> None:
-    """Say what is about to be trained on."""
+def headline(config: Config, data: GlueDataModule) -> list[str]:
+    """Data and recipe of a training, a line each."""
     files = data.prepared.splits
     kept = ", ".join(f"{name} {info.rows}" for name, info in files.items())
     notes = []
@@ -50,9 +50,17 @@ def announce(config: Config, data: GlueDataModule, resume: str | Resume | None, 
     if data.max_tokens < config.data.max_tokens:
         notes.append(f"cut to the {data.max_tokens} positions that the model has")
     source = "generated sample, not GLUE" if config.data.source == "sample" else "GLUE"
-    print(f"{config.task.name} ({source}): {'; '.join([kept, *notes])}")
     length = run_length(config, len(data.splits["train"].lengths))
-    print(f"{config.model.name}, {length}, batch {config.data.batch_size}, lr {config.lr:g}")
+    return [
+        f"{config.task.name} ({source}): {'; '.join([kept, *notes])}",
+        f"{config.model.name}, {length}, batch {config.data.batch_size}, lr {config.lr:g}",
+    ]
+
+
+def announce(config: Config, data: GlueDataModule, resume: str | Resume | None, found: Resume | None) -> None:
+    """Say what is about to be trained on."""
+    for line in headline(config, data):
+        print(line)
     if found:
         epochs, batches = found.position
         done = f"{counted(epochs, 'epoch')} and {counted(batches, 'batch', 'batches')}"
