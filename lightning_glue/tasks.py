@@ -55,6 +55,11 @@ class Task:
         return not self.labels
 
     @property
+    def meanings(self) -> tuple[str, ...]:
+        """What each of ``labels`` says, where it is a number; empty where labels speak for themselves."""
+        return _MEANINGS.get(self.name, ())
+
+    @property
     def num_outputs(self) -> int:
         return len(self.labels) or 1
 
@@ -113,6 +118,13 @@ def _plain(
 
 
 _BINARY = ("0", "1")
+_MEANINGS = {
+    "CoLA": ("unacceptable", "acceptable"),
+    "SST-2": ("negative", "positive"),
+    "MRPC": ("no paraphrase", "paraphrase"),
+    "QQP": ("other question", "same question"),
+    "WNLI": ("not entailed", "entailed"),
+}
 _ENTAILMENT = ("entailment", "not_entailment")
 _NLI = ("contradiction", "neutral", "entailment")  # the order of fairseq's roberta.large.mnli head
 _PAIR = "index,sentence1,sentence2"

@@ -58,6 +58,13 @@ def test_a_run_holds_what_reproduces_it(wnli: tuple[Path, str]) -> None:
     assert {"version.torch", "version.pytorch-lightning", "hardware.cpu", "hardware.cores"} <= set(tags)
     assert any(name in tags for name in ("version.ve-fairseq", "version.fairseq-fixed", "version.fairseq"))
     assert "--task WNLI" in tags["mlflow.source.name"]
+    assert (params["trainer.precision"], tags["resolved.devices"]) == ("auto", "1 x cpu")
+    assert tags["resolved.precision"] in ("32-true", "bf16-mixed")
+    note = tags["mlflow.note.content"]
+    assert "WNLI (generated sample, not GLUE): train 300, dev 60, test 60\n\ntiny, 2 epochs, batch 32, lr 0.001" in note
+    accuracy = f"{found.data.metrics['best/dev/accuracy']:.4f}"
+    assert re.search(rf"dev/accuracy +{accuracy} \(majority class 0\.\d{{4}}\)", note)
+    assert f"    {tags['mlflow.source.name']}\n" in note and f"--resume {found.info.run_id}\n" in note
     assert re.fullmatch(r"[0-9a-f]{40}", tags.get("mlflow.source.git.commit", "0" * 40))
     inputs = {item.dataset.name: item.dataset for item in found.inputs.dataset_inputs}
     assert set(inputs) == {"WNLI/train", "WNLI/dev", "WNLI/test"}
@@ -94,6 +101,7 @@ def test_a_run_keeps_figures_checkpoints_and_a_fairseq_directory(wnli: tuple[Pat
         "figures/dev_precision_recall.png",
         "predictions/WNLI.tsv",
         "git.diff",
+        "config.yaml",
     } <= names
     root = wnli[0] / "mlruns"
     assert next(root.rglob("figures/*.png")).read_bytes().startswith(b"\x89PNG")
@@ -106,9 +114,14 @@ def test_the_output_says_what_came_out_and_what_is_next(wnli: tuple[Path, str]) 
     folder, output = wnli
     _, found = only_run(folder, "glue-wnli-sample")
     assert "WNLI (generated sample, not GLUE): train 300, dev 60, test 60" in output
-    assert re.search(r"dev/accuracy +0\.\d{4}", output)
+    assert re.search(r"dev/accuracy +0\.\d{4} \(majority class 0\.\d{4}\)", output)
+    assert re.search(r"^epoch 1/2  step 10  train/loss \d\.\d{4}  dev/accuracy", output, re.MULTILINE)
+    assert "last step done; writing the best model" in output
     assert found.info.run_id in output
-    assert "mlflow ui\n" in output
+    assert "mlflow ui --workers 1\n" in output
+    page = f"http://127.0.0.1:5000/#/experiments/{found.info.experiment_id}/runs"
+    assert f"  {page}?workflowType=machine_learning\n      compare runs\n" in output
+    assert f"  {page}/{found.info.run_id}?workflowType=machine_learning\n      this run\n" in output
 
 
 def test_evaluation_of_the_run_repeats_its_best_metrics(wnli: tuple[Path, str], bpe_dir: Path) -> None:
