@@ -51,8 +51,9 @@ def main() -> None:
     if task.dev:
         values = evaluation.evaluate(loaded.config, loaded.fine_tuned, loaded.data)
         if leader:
+            print(f"{args.checkpoint}: {task.name}, {', '.join(split.file_name for split in task.dev)}")
             for name, value in sorted(values.items()):
-                print(f"{name:<24}{value!r}")
+                print(f"  {name:<24}{value:.4f}")
             for file in evaluation.other_files(loaded.data, loaded.fine_tuned.settings):
                 print(f"note: {file} is not the file that the run was scored on", file=sys.stderr)
     if args.predict and leader:

@@ -58,7 +58,7 @@ def requirements() -> list[str]:
 
 
 def write_environment(folder: Path) -> dict[str, str]:
-    """Write requirements.txt, python_env.yaml and conda.yaml; the file of each kind of environment, as MLflow has it."""
+    """Write requirements.txt, python_env.yaml and conda.yaml; the file of each kind of environment."""
     (folder / "requirements.txt").write_text(_HEADER + "".join(f"{line}\n" for line in requirements()))
     python = platform.python_version()
     lines = [f"python: {python}", "build_dependencies: [pip, setuptools, wheel]", "dependencies: [-r requirements.txt]"]

@@ -221,7 +221,8 @@ def test_the_champion_predicts_what_the_run_predicted(project: tuple[Path, list[
     assert error < 1e-6
     (model,) = (folder / "mlruns").rglob(f"{holder.run_id}/artifacts/fairseq")
     asked = {line.partition("==")[0] for line in (model / "requirements.txt").read_text().splitlines()}
-    assert {canonicalize_name(name) for name in used} <= asked
+    optional = {"sniffio", "pysocks"}  # imported where something else has brought them
+    assert {canonicalize_name(name) for name in used} - optional <= asked
 
 
 def test_mlflow_finds_the_environment_of_a_model(
