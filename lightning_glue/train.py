@@ -65,20 +65,18 @@ def check_arguments(args: argparse.Namespace, own: dict[str, Any]) -> Config:
     """
     flags = {"task": "task.name", "model": "model.name", "data": "data.source", "init_from": "init_from"}
     given = {key for flag, key in flags.items() if getattr(args, flag) is not None}
-    given |= {"trainer.gpus"} if args.gpus else set()
-    given |= {"trainer.procs"} if args.procs else set()
+    given |= {f"trainer.{flag}" for flag in ("gpus", "procs") if getattr(args, flag)}
     given |= {override.partition("=")[0] for override in args.overrides}
     return continued(args.resume, own, compose(args), given)
 
 
 def run(config: Config, resume: str | Resume | None) -> None:
     """Train, and say what came out."""
-    leader = not is_distributed_child()
     try:
         done = train(config, ResumingCaller(resume), register=config.tracking.register and config.tracking.checkpoints)
     except Diverged as error:
-        sys.exit(f"error: {error}" if leader else 0)
-    if leader and done.best:
+        sys.exit(0 if is_distributed_child() else f"error: {error}")
+    if done.best and not is_distributed_child():
         report(config, done.tracker, done.best)
 
 
