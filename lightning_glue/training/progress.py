@@ -70,7 +70,7 @@ class Standing:
 
         first = Table.grid(padding=(0, 2, 0, 0), expand=True)
         bar = ProgressBar(total=self.steps, completed=self.step)
-        cells = [doing, bar, *self.place, *self.time_left]
+        cells: list[str | ProgressBar] = [doing, bar, *self.place, *self.time_left]
         for cell in cells:
             first.add_column(no_wrap=True, ratio=1 if cell is bar else None)
         first.add_row(*cells)
@@ -118,7 +118,7 @@ class RunProgress(pl.Callback):
             steps,
             min(step // per_epoch + 1, epochs),
             epochs,
-            trainer.lr_scheduler_configs[0].scheduler.get_last_lr()[0],
+            float(trainer.lr_scheduler_configs[0].scheduler.get_last_lr()[0]),
             loss,
             rate,
             (self.best.metric, self.best.values[self.best.metric]) if self.best.values else None,
