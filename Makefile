@@ -36,6 +36,16 @@ ifneq ($(DB),)
 export MLFLOW_BACKEND_STORE_URI := $(DB)
 endif
 
+# A variable that no target knows is most likely a known one, misspelt.
+KNOWN := TASK MODEL DATA GPUS PROCS EXPERIMENT INIT_FROM RESUME TRIALS WORKERS STUDY STORAGE DB ARTIFACTS HOSTS ARGS RUN PREDICT \
+	BENCHMARKS PYTHON GLUE_DIR ROBERTA_BPE_DIR TORTURE_SEED
+ENVIRONMENT := MLFLOW_% OPTUNA_% LIGHTNING_GLUE_% CUDA_% OMP_% HF_% MASTER_% PATH HOME SHELL BIN PIP
+GIVEN := $(foreach name,$(.VARIABLES),$(if $(filter command line,$(origin $(name))),$(name)))
+UNKNOWN := $(filter-out $(KNOWN) $(ENVIRONMENT) MAKE% -%,$(GIVEN))
+ifneq ($(UNKNOWN),)
+$(error unknown variable $(UNKNOWN); expected one of $(KNOWN))
+endif
+
 .DEFAULT_GOAL := help
 .PHONY: help install train tune dashboard evaluate preprocess sync bench bench-gpu report register server ui test coverage mutate torture picture lint dist clean
 
@@ -47,7 +57,8 @@ install: $(INSTALLED) ## make .venv and install everything (the other targets do
 
 $(INSTALLED): pyproject.toml setup.py requirements.lock requirements-no-deps.txt
 	@test -n "$(PYTHON)" || { echo "error: no Python 3.11 or 3.12 found; install one or set PYTHON=/path/to/python" >&2; exit 2; }
-	$(PYTHON) -m venv .venv
+	@echo "installing into .venv: some 2 GB, a few minutes ..." >&2
+	@$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install -q --no-deps -r requirements-no-deps.txt
 	@# --no-warn-conflicts: fairseq asks for torchaudio, which nothing here uses
 	$(PIP) --no-warn-conflicts -e '.[test]'
@@ -89,11 +100,12 @@ server: $(INSTALLED) ## serve the runs on 127.0.0.1:5000; DB=postgresql://... AR
 	@$(if $(MLFLOW_BACKEND_STORE_URI),$(PIP) -e '.[server]')
 	@$(BIN)/python -m lightning_glue.server $(if $(MLFLOW_BACKEND_STORE_URI),--host 0.0.0.0) $(call option,--artifacts,$(ARTIFACTS)) $(call option,--allowed-hosts,$(HOSTS)) $(ARGS)
 
-ui: $(INSTALLED) ## browse and compare runs (plain `mlflow ui`)
-	@$(BIN)/mlflow ui $(ARGS)
+ui: $(INSTALLED) ## browse and compare runs: `mlflow ui` with one process, without its job runners
+	@MLFLOW_DISABLE_TELEMETRY=$${MLFLOW_DISABLE_TELEMETRY:-true} MLFLOW_SERVER_ENABLE_JOB_EXECUTION=false $(BIN)/mlflow ui --workers 1 $(ARGS)
 
-test: $(INSTALLED) ## run the tests; GLUE_DIR and ROBERTA_BPE_DIR let them use real files
-	@$(BIN)/python -m pytest $(ARGS)
+test: $(INSTALLED) ## run the tests, many minutes; GLUE_DIR and ROBERTA_BPE_DIR let them use real files
+	@echo "the whole suite takes ten minutes and more on two cores; one file: ARGS='-n0 tests/data/test_reader.py'" >&2
+	@$(BIN)/python -m pytest -rs $(ARGS)
 
 coverage: $(INSTALLED) ## line coverage of the package by the tests, their processes included; ARGS="tests/data" only by those
 	@rm -f .coverage .coverage.*

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from lightning_glue.config import compose, quote
 from lightning_glue.errors import UserError
+from lightning_glue.tasks import Task
 from lightning_glue.utils.console import Parser, run_main
 from lightning_glue.utils.files import make_folder
 from lightning_glue.utils.launch import end_with_launcher, is_distributed_child
@@ -28,6 +29,15 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="any key of conf/ (default: the run's own "
                         "data.max_tokens, data.on_bad_row, data.glue_dir and trainer.precision)")  # fmt: skip
     return parser.parse_intermixed_args()
+
+
+def show(name: str, task: Task, values: dict[str, float]) -> None:
+    """On a terminal with the digits that a training prints; a program that reads them gets all."""
+    terminal = sys.stdout.isatty()
+    if terminal:
+        print(f"{name} on {task.name}: {', '.join(split.file_name for split in task.dev)}")
+    for metric, value in sorted(values.items()):
+        print(f"{metric:<24}{value:.4f}" if terminal else f"{metric:<24}{value!r}")
 
 
 def main() -> None:
@@ -58,8 +68,7 @@ def main() -> None:
     if scored:
         values = evaluation.evaluate(loaded.config, loaded.fine_tuned, loaded.data)
         if leader:
-            for name, value in sorted(values.items()):
-                print(f"{name:<24}{value!r}")
+            show(args.checkpoint, task, values)
             for file in evaluation.other_files(loaded.data, loaded.fine_tuned.settings):
                 print(f"note: {file} is not the file that the run was scored on", file=sys.stderr)
     if args.predict and leader:

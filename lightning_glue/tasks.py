@@ -55,6 +55,11 @@ class Task:
         return not self.labels
 
     @property
+    def meanings(self) -> tuple[str, ...]:
+        """What each of ``labels`` says, where it is a number; empty where labels speak for themselves."""
+        return _MEANINGS.get(self.name, ())
+
+    @property
     def num_outputs(self) -> int:
         return len(self.labels) or 1
 
@@ -79,10 +84,9 @@ class Task:
         """Logged name of the metric that selects the best checkpoint, for example ``dev_matched/accuracy``."""
         return f"{self.dev[0].name}/{self.metrics[0]}"
 
-    @property
-    def experiment(self) -> str:
-        """MLflow experiment of the task."""
-        return f"glue-{self.name.lower()}"
+    def place(self, source: str) -> str:
+        """Name of the task's experiment and registered model in MLflow, for data of ``data.source``."""
+        return f"glue-{self.name.lower()}" + ("-sample" if source == "sample" else "")
 
     def split(self, name: str) -> Split:
         for split in self.splits:
@@ -114,6 +118,13 @@ def _plain(
 
 
 _BINARY = ("0", "1")
+_MEANINGS = {
+    "CoLA": ("unacceptable", "acceptable"),
+    "SST-2": ("negative", "positive"),
+    "MRPC": ("no paraphrase", "paraphrase"),
+    "QQP": ("other question", "same question"),
+    "WNLI": ("not entailed", "entailed"),
+}
 _ENTAILMENT = ("entailment", "not_entailment")
 _NLI = ("contradiction", "neutral", "entailment")  # the order of fairseq's roberta.large.mnli head
 _PAIR = "index,sentence1,sentence2"

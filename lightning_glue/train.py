@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import os
 import sys
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from lightning_glue import config as configuration
@@ -45,44 +46,35 @@ def parse_arguments() -> argparse.Namespace:
     return parser.parse_intermixed_args()
 
 
+def overrides(args: argparse.Namespace) -> list[str]:
+    """All ``key=value`` of the command line, those of flags first."""
+    flags = {"trainer.gpus": args.gpus, "trainer.procs": args.procs, "init_from": args.init_from}
+    return [f"{key}={configuration.quote(value)}" for key, value in flags.items() if value is not None] + args.overrides
+
+
 def compose(args: argparse.Namespace) -> Config:
     """The run's configuration from the command line."""
-    flags = {"trainer.gpus": args.gpus, "trainer.procs": args.procs, "init_from": args.init_from}
-    overrides = [f"{key}={configuration.quote(value)}" for key, value in flags.items() if value is not None]
-    overrides += args.overrides
     named = args.task or any(override.startswith("task=") for override in args.overrides)
     experiment = args.experiment or (None if named else "demo")
+    of = partial(configuration.compose, overrides(args), task=args.task, data=args.data, experiment=experiment)
     return with_default_model(
-        lambda model: configuration.compose(
-            overrides, task=args.task, model=model, data=args.data, experiment=experiment
-        ),
-        args.model,
-        experiment,
-        args.overrides,
-        lambda config: config.trainer.gpus,
+        lambda model: of(model=model), args.model, experiment, args.overrides, lambda config: config.trainer.gpus
     )
 
 
 def check_arguments(args: argparse.Namespace, own: dict[str, Any]) -> Config:
-    """The configuration of a run to resume, ``own``, with the flags that say where it is to go on.
-
-    Raises:
-        UserError: a flag that contradicts the run's own configuration.
-    """
+    """A resumed run's configuration, ``own``, with what may differ; UserError: a flag contradicts it."""
     named = {name: getattr(args, name) for name in ("task", "model", "data", "experiment")}
-    flags = {"trainer.gpus": args.gpus, "trainer.procs": args.procs, "init_from": args.init_from}
-    given = [*args.overrides, *(f"{key}={value}" for key, value in flags.items() if value is not None)]
-    return continued(args.resume, own, compose(args), asked_keys(args.resume, named, given))
+    return continued(args.resume, own, compose(args), asked_keys(args.resume, named, overrides(args)))
 
 
 def run(config: Config, resume: str | Resume | None) -> None:
     """Train, and say what came out."""
-    leader = not is_distributed_child()
     try:
         done = train(config, ResumingCaller(resume), register=config.tracking.register and config.tracking.checkpoints)
     except Diverged as error:
-        sys.exit(f"error: {error}" if leader else 0)
-    if leader and done.best:
+        sys.exit(0 if is_distributed_child() else f"error: {error}")
+    if done.best and not is_distributed_child():
         report(config, done.tracker, done.best)
 
 

@@ -30,6 +30,15 @@ def _experiment_override(name: str) -> str:
     return f"+{package}={leaf}"
 
 
+def _check_task(experiment: str | None, task: str | None, overrides: list[str]) -> None:
+    """Raise ConfigError where a recipe for any task comes without one."""
+    if experiment not in experiments() or task or any(one.startswith("task=") for one in overrides):
+        return
+    files = (root / "experiments" / f"{experiment}.yaml" for root in paths.recipe_roots())
+    if "override /task:" not in next(file for file in files if file.is_file()).read_text(encoding="utf-8"):
+        raise ConfigError(f"experiment {experiment} is for any task; give --task as well, for example --task RTE")
+
+
 def _choose(group: str, name: str) -> str:
     if group == "task" and name == "AX":
         raise ConfigError("AX has no training data: train --task MNLI, then predict AX with it (trainer.predict=true)")
@@ -71,7 +80,10 @@ def compose(
     Raises:
         UserError: an unknown task, model, experiment or key, or a value of the wrong type or range.
     """
-    return checked(Config, _plain(_compose(_chosen(task, model, data, experiment) + (overrides or []), keys())))
+    _check_task(experiment, task, overrides or [])
+    config = checked(Config, _plain(_compose(_chosen(task, model, data, experiment) + (overrides or []), keys())))
+    config.recipe = experiment or ""
+    return config
 
 
 def compose_tune(

@@ -141,6 +141,7 @@ class Config(_Part):
     tracking: TrackingConfig
     seed: Annotated[int, Ge(0), Le(2**32 - 1)]  # NumPy's
     init_from: str | None
+    recipe = ""  # no key: the name of the recipe it was composed with, which the run's name begins with
 
     @property
     def lr(self) -> float:
@@ -149,14 +150,16 @@ class Config(_Part):
 
     @property
     def experiment(self) -> str:
-        """MLflow's experiment: the one given, else the task's."""
-        return self.tracking.experiment or get_task(self.task.name).experiment
+        """MLflow's experiment: the one given, else the task's; generated data have one of their own."""
+        return self.tracking.experiment or get_task(self.task.name).place(self.data.source)
 
     @property
     def run_name(self) -> str:
         """MLflow's name of the run: the one given, else what tells runs of a task apart at a glance."""
-        default = f"{self.model.name} lr {self.lr:g} batch {self.data.batch_size} seed {self.seed}"
-        return self.tracking.run_name or default
+        steps, epochs = self.trainer.max_steps, self.trainer.max_epochs
+        length = f"{steps} steps" if steps > 0 else f"{epochs} epochs" if epochs > 1 else "1 epoch"
+        default = f"{self.model.name} lr {self.lr:g} batch {self.data.batch_size} {length} seed {self.seed}"
+        return self.tracking.run_name or (f"{self.recipe}: {default}" if self.recipe else default)
 
 
 @dataclass

@@ -16,6 +16,7 @@ from lightning_glue.errors import DataError
 from lightning_glue.inference.finetuned import load_fine_tuned
 from lightning_glue.inference.text_model import Model, check_texts
 from lightning_glue.tasks import Task, input_columns
+from lightning_glue.utils.console import no_bars
 
 
 class TextModel:
@@ -30,11 +31,13 @@ class TextModel:
     def predict(self, frame: pd.DataFrame, params: dict[str, Any] | None = None) -> pd.DataFrame:
         """``label`` and ``probability_<label>`` of every row, or ``score`` on the task's scale for regression."""
         task = self.model.task
-        answer = self.model.answer([_texts(frame, name, task) for name in input_columns(task)])
+        columns = [_texts(frame, name, task) for name in input_columns(task)]
+        with no_bars():  # a server's log has no use for one with each request
+            answer = self.model.answer(columns)
         if task.is_regression:
             return pd.DataFrame({"score": answer.scores}, index=frame.index)
-        columns = {f"probability_{label}": answer.probabilities[:, i] for i, label in enumerate(task.labels)}
-        return pd.DataFrame({"label": np.array(answer.labels, dtype=object), **columns}, index=frame.index)
+        shares = {f"probability_{label}": answer.probabilities[:, i] for i, label in enumerate(task.labels)}
+        return pd.DataFrame({"label": np.array(answer.labels, dtype=object), **shares}, index=frame.index)
 
 
 def _texts(frame: pd.DataFrame, name: str, task: Task) -> list[str]:

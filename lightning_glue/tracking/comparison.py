@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 from lightning_glue.errors import TrackingError, suggest
 from lightning_glue.tasks import TRAINABLE, get_task
 from lightning_glue.tracking import registry
+from lightning_glue.tracking.pages import run_page
 from lightning_glue.tracking.registry import difference
 from lightning_glue.utils.redact import first_line
 
@@ -25,6 +26,7 @@ _NOT_RECIPE = (
     "seed", "tracking.", "task.", "data.glue_dir", "data.bpe_dir", "data.eval_tokens", "trainer.gpus", "trainer.procs",
     "trainer.accumulate", "trainer.log_every", "trainer.predict", "trainer.checkpoint",
 )  # fmt: skip
+_USUAL = {"optimizer.lr": "lr", "data.batch_size": "batch"}
 _PAGE = 1000  # runs a request asks for
 _COLUMNS = ("model", "recipe", "metric", "median", "spread", "best", "runs", "device min", "best run")
 _STYLE = "body{font:15px sans-serif;margin:2em}table{border-collapse:collapse}td,th{padding:.3em .8em;text-align:left}"
@@ -82,8 +84,7 @@ def scored_run(run: Run, uri: str) -> Scored | None:
         return None
     numbers = [params.get(name, "1") for name in ("trainer.gpus", "trainer.procs")]
     devices = max([1, *(int(number) for number in numbers if number.isdecimal())])
-    address = f"{uri.rstrip('/')}/#/experiments/{info.experiment_id}/runs/{info.run_id}"
-    link = address if uri.startswith("http") else ""
+    link = run_page(uri, info.experiment_id, info.run_id) if uri.startswith("http") else ""
     minutes = (info.end_time - info.start_time) / 60000 * devices
     return Scored(info.run_id, link, params["task.name"], dict(params), registry.dataset_digests(run), value, minutes)
 
@@ -93,17 +94,25 @@ def recipe_key(run: Scored) -> tuple[tuple[str, str], ...]:
 
 
 def recipe_names(keys: list[tuple[tuple[str, str], ...]]) -> list[str]:
-    """Each recipe in words: learning rate, batch, epochs, and whatever else differs between recipes."""
-    usual = {"optimizer.lr": "lr", "data.batch_size": "batch", "trainer.max_epochs": "epochs"}
+    """Each recipe in words: learning rate, batch, length, and whatever else differs between recipes."""
     values = defaultdict(set)
     for key in keys:
         for name, value in key:
             values[name].add(value)
-    other = [name for name in sorted(values) if len(values[name]) > 1 and not name.startswith("model.")]
-    names = {**usual, **{name: name for name in other if name not in usual}}
-    return [
-        ", ".join(f"{short} {dict(key)[name]}" for name, short in names.items() if name in dict(key)) for key in keys
-    ]
+    told = {"optimizer.lr", "data.batch_size", "trainer.max_epochs", "trainer.max_steps"}
+    other = [name for name in sorted(values.keys() - told) if len(values[name]) > 1 and not name.startswith("model.")]
+    return [_in_words(dict(key), other) for key in keys]
+
+
+def _in_words(params: dict[str, str], other: list[str]) -> str:
+    """A recipe; the steps that end it stand in place of the epochs that they cut short."""
+    words = [f"{short} {params[name]}" for name, short in _USUAL.items() if name in params]
+    steps, epochs = params.get("trainer.max_steps", "-1"), params.get("trainer.max_epochs")
+    if steps != "-1":
+        words.append(f"{steps} steps")
+    elif epochs is not None:
+        words.append(f"{epochs} epochs" if epochs != "1" else "1 epoch")
+    return ", ".join([*words, *(f"{name} {params[name]}" for name in other if name in params)])
 
 
 def scored_splits(run: Scored) -> dict[str, str]:
@@ -121,7 +130,8 @@ def tabulate(runs: list[Scored]) -> list[tuple[str, ...]]:
     for key, recipe in zip(ordered, recipe_names(ordered)):
         members = groups[key]
         scores, best = [run.score for run in members], max(members, key=lambda run: run.score)
-        numbers = (f"{statistics.median(scores):.4f}", f"{min(scores):.4f} to {max(scores):.4f}", f"{best.score:.4f}")
+        spread = f"{min(scores):.4f} to {max(scores):.4f}" if len(scores) > 1 else "-"
+        numbers = (f"{statistics.median(scores):.4f}", spread, f"{best.score:.4f}")
         cost = f"{sum(run.minutes for run in members):.1f}"
         metric = get_task(best.task).selection_metric
         reference = best.link or best.run_id

@@ -257,6 +257,7 @@ class Courier:
         run, tags = (shared_run if start.get("shared") else own_run)(client, start, state.run_id)
         state.run_id, state.run_name = run.info.run_id, run.info.run_name
         state.uri, state.artifact_uri = client.tracking_uri, run.info.artifact_uri
+        state.experiment_id = run.info.experiment_id
         state.orphan = bool(start.get("parent"))
         self._tag(tags)
         known = run.data.params if start.get("shared") else {}

@@ -90,6 +90,11 @@ class MLflowTracker(Logger):
         """MLflow's id of the run; until the server was reached, the journal's."""
         return (self._state and self._state.run_id) or self.journal_id
 
+    @property
+    def experiment_id(self) -> str:
+        """MLflow's id of the experiment; empty until the server was reached."""
+        return self._state.experiment_id if self._state else ""
+
     @rank_zero_only
     def start(
         self,

@@ -32,13 +32,14 @@ _CONTEST = "contest"  # tag of a version: another value each time that it asks t
 
 
 def describe_model(task: Task, run_id: str, folder: Path) -> None:
-    """Write MLmodel, signature and input example of an exported directory into ``folder``."""
+    """Write MLmodel, environment, signature and input example of an exported directory into ``folder``."""
     import pandas as pd
     from mlflow import pyfunc
     from mlflow.models import Model, ModelSignature
     from mlflow.types import ColSpec, DataType, Schema, TensorSpec
 
     from lightning_glue.tasks import input_columns
+    from lightning_glue.tracking.requirements import write_environment
 
     texts = input_columns(task)
     outputs: list[ColSpec | TensorSpec] = [ColSpec(DataType.double, "score")]
@@ -46,8 +47,10 @@ def describe_model(task: Task, run_id: str, folder: Path) -> None:
         probabilities = [ColSpec(DataType.double, f"probability_{label}") for label in task.labels]
         outputs = [ColSpec(DataType.string, "label"), *probabilities]
     inputs = Schema([ColSpec(DataType.string, name) for name in texts])
-    model = Model(run_id=run_id, artifact_path=_EXPORT, signature=ModelSignature(inputs, Schema(outputs)))
-    pyfunc.add_to_model(model, loader_module="lightning_glue.serving")
+    signature = ModelSignature(inputs, Schema(outputs))
+    meaning = {"labels": dict(zip(task.labels, task.meanings))} if task.meanings else None
+    model = Model(run_id=run_id, artifact_path=_EXPORT, signature=signature, metadata=meaning)
+    pyfunc.add_to_model(model, loader_module="lightning_glue.serving", **write_environment(folder))
     example = pd.DataFrame({name: ["A sentence of the input."] for name in texts})
     (folder / "input_example.json").write_text(json.dumps(example.to_dict(orient="split", index=False)))
     model.saved_input_example_info = {
@@ -151,7 +154,7 @@ def register(client: MlflowClient, run_id: str) -> tuple[str, str, str]:
         raise TrackingError(f"run {run_id}: {lost[0]} is no finite number, so the training diverged; not registered")
     if not client.list_artifacts(run_id, _EXPORT):
         raise TrackingError(f"run {run_id} has no folder {_EXPORT!r}: train with tracking.checkpoints=true")
-    name = task.experiment + ("-sample" if run.data.params.get("data.source") == "sample" else "")
+    name = task.place(run.data.params.get("data.source", "glue"))
     version = _version_of(client, name, run_id) or _new_version(client, name, run, task)
     return name, version.version, promote(client, name, version, task)
 
@@ -199,11 +202,19 @@ def _new_version(client: MlflowClient, name: str, run: Run, task: Task) -> Model
     tags = {key: value for key, value in run.data.tags.items() if key.startswith(_LINEAGE)}
     tags |= {f"{_DATA}{split}": digest for split, digest in dataset_digests(run).items()}
     tags[_SCORE] = repr(selection_value(run, task))
-    made = client.create_model_version(name, f"{run.info.artifact_uri}/{_EXPORT}", run.info.run_id, tags=tags)
+    source = f"{run.info.artifact_uri}/{_EXPORT}"
+    made = client.create_model_version(name, source, run.info.run_id, tags, description=describe_version(run, task))
     first = _version_of(client, name, run.info.run_id) or made
     if first.version != made.version:  # another process registered the same run just now
         client.delete_model_version(name, made.version)
     return first
+
+
+def describe_version(run: Run, task: Task) -> str:
+    """What is to be known of a version at a glance: its score, its run, and what its labels mean."""
+    score = f"{task.selection_metric} {selection_value(run, task):.4f}, of run {run.info.run_name or run.info.run_id}"
+    meanings = ", ".join(f"{label} is {meaning}" for label, meaning in zip(task.labels, task.meanings))
+    return f"{score}. Labels: {meanings}." if meanings else f"{score}."
 
 
 def _make_registered_model(client: MlflowClient, name: str, description: str) -> None:

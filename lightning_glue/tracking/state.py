@@ -15,7 +15,7 @@ from lightning_glue.utils.paths import artifact_uri, checkpoint_name, local_fold
 Manifest = dict[str, dict[str, str]]  # checkpoint: {"file": where in the store, "sha256": of it}
 _RELATIVE = "journal:"  # in front of a path from the journal's folder: it holds where the project is moved
 _RECORDS = {"uri": str, "run_id": str, "run_name": str, "artifact_uri": str, "offset": int, "prefix": int}
-_RECORDS |= {"record_error": str, "fatal": bool, "note": str, "orphan": bool, "left_out": dict}
+_RECORDS |= {"record_error": str, "fatal": bool, "note": str, "orphan": bool, "left_out": dict, "experiment_id": str}
 _UPLOADS = {"uploads": int, "uploads_prefix": int, "manifest": dict, "leftover": list, "refused": dict}
 _UPLOADS |= {"adopted": bool, "noted": str, "registered": str, "upload_error": str}
 
@@ -33,6 +33,7 @@ class State:
         self.uri: str | None = None
         self.run_id: str | None = None
         self.run_name = ""
+        self.experiment_id = ""  # unknown to journals of earlier versions
         self.artifact_uri = ""
         self.offset = 0
         self.prefix: int | None = None  # CRC-32 of the journal up to the offset

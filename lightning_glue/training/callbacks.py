@@ -33,6 +33,7 @@ class TrainingMonitor(pl.Callback):
     def __init__(self, every: int) -> None:
         self.every = every
         self.grad_norm: torch.Tensor | None = None
+        self._last: tuple[list[float], float] = [0.0, 0.0, 0.0], 0.0  # the last point's window, and its seconds
         self._resumed: list[Any] | None = None
         self._paused: float | None = None  # since when the clock stands still
         self._first = FirstNonFinite()
@@ -59,6 +60,7 @@ class TrainingMonitor(pl.Callback):
             self.window += mine.to(pl_module.device)
             self.since -= elapsed
         self._pause()
+        self.sums = -self.window[:2]  # loss and micro-batches since the last evaluation, of this process
 
     def on_save_checkpoint(self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict) -> None:
         windows = trainer.strategy.all_gather(self.window).reshape(-1, len(self.window)).cpu()
@@ -121,10 +123,26 @@ class TrainingMonitor(pl.Callback):
         for logger in trainer.loggers:
             logger.log_metrics(dev_metrics(trainer, pl_module), step=trainer.global_step)
 
+    def recent(self, trainer: pl.Trainer) -> tuple[float | None, float | None]:
+        """Mean loss and examples/s since the point before the last, as far as this process knows them."""
+        (loss, batches, examples), seconds = self._last
+        now = [trainer.world_size * value for value in self.window[:3].tolist()]
+        elapsed = (self._paused or time.perf_counter()) - self.since if now[1] else 0.0
+        loss, batches, examples, seconds = loss + now[0], batches + now[1], examples + now[2], seconds + elapsed
+        return (loss / batches, examples / seconds) if batches and seconds else (None, None)
+
+    def loss_since_evaluation(self, trainer: pl.Trainer) -> float | None:
+        """Mean training loss since the last call, or since this process began; None of no step. For all processes."""
+        loss, batches = trainer.strategy.reduce(self.sums + self.window[:2], reduce_op="sum").tolist()
+        self.sums = -self.window[:2]
+        return loss / batches if batches else None
+
     def _log(self, trainer: pl.Trainer, pl_module: GlueModule) -> None:
+        self.sums += self.window[:2]
         window = trainer.strategy.reduce(self.window, reduce_op="sum")
         seconds = time.perf_counter() - self.since
         loss, batches, examples, real, padded = window.tolist()
+        self._last = [loss, batches, examples], seconds
         if not math.isfinite(loss) and not all_finite(pl_module):  # with fp16, a loss alone may be
             self._diverge(trainer, pl_module, f"step {trainer.global_step}, loss {loss / batches}")
         self._first.forget()
@@ -156,19 +174,24 @@ class EvaluateAtTheEnd(pl.Callback):
 
 
 class EvaluationLine(pl.Callback):
-    """Prints each evaluation's metrics on a line that stays, whatever the progress bar does."""
+    """Prints each evaluation's metrics, and the mean training loss before it, on a line that stays."""
 
-    def __init__(self) -> None:
+    def __init__(self, monitor: TrainingMonitor) -> None:
+        self.monitor = monitor
         self.start = time.perf_counter()
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         assert isinstance(pl_module, GlueModule)
-        values = "  ".join(f"{name} {value:.4f}" for name, value in dev_metrics(trainer, pl_module).items())
+        loss = self.monitor.loss_since_evaluation(trainer)
+        values = {} if loss is None else {"train/loss": loss}
+        values |= dev_metrics(trainer, pl_module)
+        shown = "  ".join(f"{name} {value:.4f}" for name, value in values.items())
         elapsed = time.strftime("%H:%M:%S", time.gmtime(time.perf_counter() - self.start))
-        done = trainer.global_step * trainer.accumulate_grad_batches / trainer.num_training_batches
-        rank_zero_only(print)(
-            f"epoch {done:.4g}/{trainer.max_epochs}  step {trainer.global_step}  {values}  {elapsed}", flush=True
+        per_epoch = trainer.num_training_batches / trainer.accumulate_grad_batches
+        done, whole = (
+            f"{steps / per_epoch:.3g}" for steps in (trainer.global_step, trainer.estimated_stepping_batches)
         )
+        rank_zero_only(print)(f"epoch {done}/{whole}  step {trainer.global_step}  {shown}  {elapsed}", flush=True)
 
 
 class BestEvaluation(pl.Callback):

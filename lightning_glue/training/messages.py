@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import os
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lightning_glue import config as configuration
 from lightning_glue.config import Config
-from lightning_glue.utils.console import command
-from lightning_glue.utils.paths import sqlite_file
+from lightning_glue.tasks import Task, get_task
+from lightning_glue.tracking.pages import how_to_look
+from lightning_glue.utils.hints import hint
 from lightning_glue.utils.redact import hide_secrets
 
 if TYPE_CHECKING:
@@ -38,8 +38,8 @@ def quiet() -> None:
     warnings.filterwarnings("ignore", message=".*LeafSpec.*|.*isinstance\\(treespec.*")
 
 
-def announce(config: Config, data: GlueDataModule, resume: str | Resume | None, found: Resume | None) -> None:
-    """Say what is about to be trained on."""
+def headline(config: Config, data: GlueDataModule) -> list[str]:
+    """Data and recipe of a training, a line each."""
     files = data.prepared.splits
     kept = ", ".join(f"{name} {info.rows}" for name, info in files.items())
     notes = []
@@ -50,37 +50,78 @@ def announce(config: Config, data: GlueDataModule, resume: str | Resume | None, 
     if data.max_tokens < config.data.max_tokens:
         notes.append(f"cut to the {data.max_tokens} positions that the model has")
     source = "generated sample, not GLUE" if config.data.source == "sample" else "GLUE"
-    print(f"{config.task.name} ({source}): {'; '.join([kept, *notes])}")
-    steps = f" or {config.trainer.max_steps} steps" if config.trainer.max_steps > 0 else ""
-    length = f"{config.trainer.max_epochs} epochs{steps}"
-    print(f"{config.model.name}, {length}, batch {config.data.batch_size}, lr {config.lr:g}")
+    length = run_length(config, len(data.splits["train"].lengths))
+    return [
+        f"{config.task.name} ({source}): {'; '.join([kept, *notes])}",
+        f"{config.model.name}, {length}, batch {config.data.batch_size}, lr {config.lr:g}",
+    ]
+
+
+def announce(config: Config, data: GlueDataModule, resume: str | Resume | None, found: Resume | None) -> None:
+    """Say what is about to be trained on."""
+    for line in headline(config, data):
+        print(line)
     if found:
         epochs, batches = found.position
-        print(f"resuming run {found.run_id} after {epochs} epochs and {batches} batches")
+        done = f"{counted(epochs, 'epoch')} and {counted(batches, 'batch', 'batches')}"
+        print(f"resuming run {found.run_id} after {done}")
     elif resume:
         print("no interrupted run of this configuration to resume: a new one")
+
+
+def counted(number: int, one: str, many: str = "") -> str:
+    return f"{number} {one if number == 1 else many or one + 's'}"
+
+
+def run_length(config: Config, examples: int) -> str:
+    """``3 epochs``, or ``200 steps (0.1 epochs)`` where that comes first; of so many training examples."""
+    epochs, steps = config.trainer.max_epochs, config.trainer.max_steps
+    share = steps * config.data.batch_size / max(examples, 1)
+    if steps < 1 or share >= epochs:
+        return counted(epochs, "epoch")
+    return f"{counted(steps, 'step')} ({share:.1g} epochs)" if share < 1 else f"{steps} steps ({share:.1f} epochs)"
+
+
+def scores(task: Task, best: BestEvaluation) -> list[str]:
+    """A line for each value of the best evaluation; beside a metric what one constant answer would score."""
+    from lightning_glue.training.metrics import majority_values
+
+    constant = {
+        f"{split}/{metric}": value
+        for split, evaluation in best.evaluations.items()
+        for metric, value in majority_values(task, evaluation.targets).items()
+    }
+    what = "one score for all" if task.is_regression else "majority class"
+    beside = {name: f" ({what} {value:.4f})" for name, value in constant.items()}
+    return [f"{name:<24}{value:.4f}{beside.get(name, '')}" for name, value in sorted(best.values.items())]
 
 
 def report(config: Config, tracker: MLflowTracker, best: BestEvaluation) -> None:
     """Say what came out, where it is and what to do next."""
     print(f"\nbest evaluation (step {best.step}):")
-    for name, value in sorted(best.values.items()):
-        print(f"  {name:<24}{value:.4f}")
+    for line in scores(get_task(config.task.name), best):
+        print(f"  {line}")
     print(f"run: {tracker.describe()}")
     if tracker.registered:
         print(f"model: {tracker.registered}")
-    uri, cpu = tracking_override(config), ["--gpus", "0"] if config.trainer.gpus == "0" else []
-    train, score = ("python", "-m", "lightning_glue.train"), ("python", "-m", "lightning_glue.evaluate")
-    commands = {compare_command(str(tracker.uri)): "compare runs"}
-    if config.tracking.checkpoints:
-        commands[command(*score, tracker.run_id, *cpu, *uri)] = "score it again"
-    if config.data.source == "sample":
-        commands[command(*train, "--task", "RTE", "--model", "minilm")] = "train on real GLUE data"
-    if config.task.name == "MNLI" and config.tracking.checkpoints:
-        commands[command(*train, "--task", "RTE", "--init-from", tracker.run_id, *uri)] = "start RTE from it"
     print("next:")
-    for line, purpose in commands.items():
+    for line, purpose in next_steps(config, tracker).items():
         print(f"  {line}\n      {purpose}")
+
+
+def next_steps(config: Config, tracker: MLflowTracker) -> dict[str, str]:
+    """What to type or to open after a training, with what each is for."""
+    uri, cpu = tracking_override(config), {"GPUS": "0"} if config.trainer.gpus == "0" else {}
+    steps = how_to_look(str(tracker.uri), tracker.experiment_id, tracker.run_id)
+    if config.tracking.checkpoints:
+        steps[hint("evaluate", {"RUN": tracker.run_id, **cpu}, uri)] = "score it again"
+    if config.data.source == "sample":
+        steps[hint("train", {"TASK": "RTE", "MODEL": "minilm"})] = "train on real GLUE data"
+    if config.task.name == "MNLI" and config.tracking.checkpoints:
+        named = config.model.name in configuration.options("model")  # else it came from a path
+        start = {"MODEL": config.model.name if named else config.model.source, "INIT_FROM": tracker.run_id}
+        steps[hint("train", {"TASK": "RTE", **start, **cpu}, uri)] = "start RTE from it"
+    return steps
 
 
 def tracking_override(config: Config) -> list[str]:
@@ -91,17 +132,8 @@ def tracking_override(config: Config) -> list[str]:
     return [f"tracking.uri={configuration.quote(hide_secrets(uri))}"]
 
 
-def compare_command(uri: str) -> str:
-    """What opens MLflow's page of the runs: the server's own address, or a server to start."""
-    uri = hide_secrets(uri)
-    if uri.startswith(("http://", "https://")):
-        return uri
-    default = sqlite_file(uri) == Path.cwd() / "mlflow.db"
-    return command("mlflow", "ui", *([] if default else ["--backend-store-uri", uri]))
-
-
 def how_to_go_on(run_id: str, saved_step: int | None) -> str:
-    again = command("python", "-m", "lightning_glue.train", "--resume", run_id)
+    again = hint("train", {"RESUME": run_id})
     if saved_step is None:
         return f"no checkpoint yet: {again}\n    starts over"
     return f"saved at step {saved_step}: {again}\n    goes on from there"

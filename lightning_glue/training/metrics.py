@@ -104,13 +104,18 @@ def mean_loss(losses: Tensor) -> float:
     return math.fsum(values) / len(values) if values else math.nan
 
 
-def majority_value(task: Task, targets: Tensor) -> float:
-    """The selection metric of predicting the most frequent class for every example; 0 for a correlation."""
+def majority_values(task: Task, targets: Tensor) -> dict[str, float]:
+    """The task's metrics of predicting the most frequent class for every example; a correlation's is 0."""
     if task.is_regression:
-        return 0.0
+        return dict.fromkeys(task.metrics, 0.0)
     constant = torch.zeros(len(targets), task.num_outputs)
     constant[:, targets.bincount(minlength=1).argmax()] = 1.0
-    return compute(task, constant, targets)[task.metrics[0]]
+    return compute(task, constant, targets)
+
+
+def majority_value(task: Task, targets: Tensor) -> float:
+    """The selection metric of :func:`majority_values`."""
+    return majority_values(task, targets)[task.metrics[0]]
 
 
 class SplitOutputs:

@@ -66,9 +66,7 @@ class GlueModule(pl.LightningModule):
         return logits(self.model, batch)
 
     def training_step(self, batch: Batch, _: int) -> torch.Tensor:
-        loss = task_loss(self(batch), batch["targets"]).sum() * batch["loss_weight"]
-        self.log("loss", loss, prog_bar=True, logger=False)
-        return loss
+        return task_loss(self(batch), batch["targets"]).sum() * batch["loss_weight"]
 
     def on_validation_epoch_start(self) -> None:
         for collector in self.dev_outputs:

@@ -8,7 +8,7 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 import numpy as np
 import torch
@@ -138,7 +138,8 @@ def probe(module: GlueModule, batch: Batch, config: Config) -> None:
                 module.double()
             moments = torch.empty(optimizer_bytes(module), dtype=torch.uint8, device=device)
             with torch.autocast(device.type, dtype=dtype) if dtype else nullcontext():
-                on_device = {k: v.to(device) if isinstance(v, torch.Tensor) else v for k, v in batch.items()}
+                moved = {key: value.to(device) for key, value in batch.items() if isinstance(value, torch.Tensor)}
+                on_device = cast("Batch", {**batch, **moved})
                 loss = task_loss(module(on_device), on_device["targets"]).sum() * batch["loss_weight"]
             loss.backward()
             del moments

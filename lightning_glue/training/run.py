@@ -112,8 +112,12 @@ class Training:
                 preemption.check()
                 self.best = self.fit(folder, caller.callbacks, shows=caller.shows)
                 if leader:
+                    if caller.shows:
+                        print("last step done; writing the best model and figures", flush=True)
                     self.conclude(self.best)
                 caller.ending(self, self.best)
+                if leader and caller.shows:
+                    print(f"delivering to MLflow{', registering the model' if self.register else ''}", flush=True)
         return self.best
 
     def check(self, checkpoints: Path | None) -> None:
@@ -155,25 +159,34 @@ class Training:
     def _tags(self, caller: Caller) -> dict[str, str]:
         from lightning_glue.tracking.known_runs import run_tags
         from lightning_glue.training import auto_batch
+        from lightning_glue.training.describe import in_force
         from lightning_glue.training.devices import resolve_devices
 
         chosen = auto_batch.tags(self.config, resolve_devices(self.config.trainer).world)
         come_from = {f"lineage.{name}": value for name, value in self.module.origin.lineage.items()}
-        return {**run_tags(self.config), **chosen, **come_from, **caller.tags}
+        return {**run_tags(self.config), **in_force(self.config), **chosen, **come_from, **caller.tags}
 
     def _log_origin(self, stack: ExitStack, checkpoints: Path) -> None:
         """What the run was made from, and the best checkpoints so far of one that goes on."""
         from lightning_glue.tracking import provenance
+        from lightning_glue.training.describe import CONFIG_FILE, config_file
         from lightning_glue.training.resume import split_digests, told_to_children
 
         splits = self.data.prepared.splits
         self.module.origin.run_id, self.module.origin.data = self.tracker.run_id, split_digests(splits)
         self.tracker.log_inputs(self.module.task.name, splits)
         self.tracker.log_text(provenance.git_diff(), "git.diff")
+        self.tracker.log_text(config_file(self.config, self.tracker.run_id), CONFIG_FILE)
+        self._describe()
         stack.enter_context(told_to_children(self.found, self.tracker))
         for name in self.found.carry_best(checkpoints) if self.found else []:
             if checkpoints == self.tracker.artifacts / "checkpoints":
                 self.tracker.log_artifact(f"checkpoints/{name}")
+
+    def _describe(self, best: BestEvaluation | None = None) -> None:
+        from lightning_glue.training.describe import NOTE, note
+
+        self.tracker.set_tags({NOTE: note(self.config, self.data, self.tracker.run_id, best)})
 
     def fit(self, checkpoints: Path | None, more: Sequence[pl.Callback] = (), *, shows: bool = True) -> BestEvaluation:
         """Train, from the checkpoint that was found if any, and leave the best weights in ``module`` of process 0.
@@ -195,7 +208,7 @@ class Training:
         callbacks = [*more, *make_callbacks(self.config, checkpoints, self.preemption, shows=shows)]
         interval = evaluation_interval(self.config, len(data.train_dataloader()))
         dropping = drops_layers(module.model)
-        trainer = make_trainer(self.config, callbacks, self.tracker, interval, some_unused=dropping, shows=shows)
+        trainer = make_trainer(self.config, callbacks, self.tracker, interval, some_unused=dropping)
         keep_signal_handlers(trainer)
         trainer.fit(module, data, ckpt_path=self.found.path if self.found else None)
         saving = callbacks[-1]
@@ -218,6 +231,7 @@ class Training:
 
         task, tracker = self.module.task, self.tracker
         tracker.log_metrics({f"best/{name}": value for name, value in best.values.items()}, step=best.step)
+        self._describe(best)
         if self.config.tracking.checkpoints:
             self._export(best.step)
         self.preemption.check()

@@ -55,7 +55,6 @@ def make_trainer(
     interval: int | float = 1.0,
     *,
     some_unused: bool = False,
-    shows: bool = True,
 ) -> pl.Trainer:
     """The trainer of a configuration.
 
@@ -88,7 +87,7 @@ def make_trainer(
         callbacks=callbacks,
         plugins=[AtomicCheckpointIO(), cluster_environment()],
         logger=tracker,
-        enable_progress_bar=shows and sys.stdout.isatty(),
+        enable_progress_bar=False,  # RunProgress is the run's own
         enable_model_summary=False,
     )
 
@@ -99,21 +98,21 @@ def make_callbacks(
     """Monitoring, the best and the last checkpoint in ``checkpoints`` (of process 0), early stopping if asked for.
 
     Args:
-        shows: a line on the terminal for each evaluation, and a bar where it is one.
+        shows: a line for each evaluation, and progress.
     """
-    from pytorch_lightning.callbacks import EarlyStopping, RichProgressBar
+    from pytorch_lightning.callbacks import EarlyStopping
 
     from lightning_glue.training.callbacks import BestEvaluation, EvaluateAtTheEnd, EvaluationLine, TrainingMonitor
     from lightning_glue.training.checkpoints import Checkpoints
+    from lightning_glue.training.progress import RunProgress
 
-    monitor = get_task(config.task.name).selection_metric
-    best = BestEvaluation(monitor)
-    callbacks: list[pl.Callback] = [best, *([EvaluationLine()] if shows else [])]
-    callbacks += [TrainingMonitor(config.trainer.log_every), EvaluateAtTheEnd()]
-    if shows and sys.stdout.isatty():
-        callbacks.append(RichProgressBar())
+    metric = get_task(config.task.name).selection_metric
+    best, monitor = BestEvaluation(metric), TrainingMonitor(config.trainer.log_every)
+    callbacks: list[pl.Callback] = [best, *([EvaluationLine(monitor)] if shows else []), monitor, EvaluateAtTheEnd()]
+    if shows:
+        callbacks.append(RunProgress(monitor, best, draws=sys.stdout.isatty()))
     if config.trainer.early_stopping_patience is not None:
-        callbacks.append(EarlyStopping(monitor, patience=config.trainer.early_stopping_patience, mode="max"))
+        callbacks.append(EarlyStopping(metric, patience=config.trainer.early_stopping_patience, mode="max"))
     every = config.trainer.checkpoint_every_steps, config.trainer.checkpoint_every_minutes
     keep = config.tracking.keep_best
     return [*callbacks, Checkpoints(Path(checkpoints or ""), best, keep, config.seed, *every, preemption)]

@@ -10,14 +10,18 @@ from optuna.trial import FrozenTrial, TrialState
 
 from lightning_glue import config as configuration
 from lightning_glue.config import Config
+from lightning_glue.tracking.pages import how_to_look
+from lightning_glue.tuning.request import DEFAULT_STORAGE
 from lightning_glue.tuning.slots import is_surplus
 from lightning_glue.tuning.space import with_parameters
 from lightning_glue.tuning.values import value_of
 from lightning_glue.utils.console import command
+from lightning_glue.utils.hints import has_targets, hint, make
 from lightning_glue.utils.logs import log
 from lightning_glue.utils.redact import hide_secrets
 
 if TYPE_CHECKING:
+    from lightning_glue.tracking.logger import MLflowTracker
     from lightning_glue.tuning.controller import Controller
     from lightning_glue.tuning.request import Search
     from lightning_glue.tuning.study import SharedStudy
@@ -80,8 +84,24 @@ def report_study(search: Search, study: SharedStudy, tracking: StudyTracking, st
             print(f"  {key:<28}{value:.6g}" if isinstance(value, float) else f"  {key:<28}{value}")
     print(f"run: {hide_secrets(tracking.tracker.describe())}\nnext:")
     # Another study of the task may have written its own recipe meanwhile.
-    if best and keep_recipe(search, study, best):
-        recipe = f"tuned/{search.config.task.name}"
-        again = command("python", "-m", "lightning_glue.train", "--experiment", recipe)
-        print(f"  {again}\n      train with the best parameters")
-    print(f"  {command('optuna-dashboard', hide_secrets(storage))}\n      look at the study")
+    kept = best is not None and keep_recipe(search, study, best)
+    for line, purpose in next_steps(search.config, tracking.tracker, storage, kept).items():
+        print(f"  {line}\n      {purpose}")
+
+
+def next_steps(config: Config, tracker: MLflowTracker, storage: str, kept: bool) -> dict[str, str]:
+    """What to type or to open after a search, with what each is for.
+
+    Args:
+        kept: whether there is a recipe of the best trial.
+    """
+    steps = how_to_look(str(tracker.uri), tracker.experiment_id, tracker.run_id)
+    if kept:
+        recipe = {"EXPERIMENT": f"tuned/{config.task.name}"}
+        steps[hint("train", recipe)] = "train with the best parameters"
+    shown = hide_secrets(storage)
+    if has_targets() and storage == DEFAULT_STORAGE:
+        steps[make("dashboard", {})] = "look at the study"
+    else:
+        steps[command("optuna-dashboard", shown)] = "look at the study"
+    return steps

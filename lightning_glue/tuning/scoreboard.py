@@ -104,9 +104,13 @@ class Scoreboard:
             f"{value_of(best):.4f} (trial {best.number})" if best else "-",
             time.strftime("%H:%M:%S", time.gmtime(left)) if left is not None else "-",
         )
-        table.caption = "\n".join(
-            f"trial {one.number}: {short(one.parameters)}"
-            + (f"  evaluation {one.last[0]}: {one.last[1]:.4f}" if one.last else "")
-            for one in running
-        )
+        table.caption = "\n".join(describe(one, time.monotonic()) for one in running)
+        table.caption_justify = "left"
         return table
+
+
+def describe(one: Running, now: float) -> str:
+    """A trial at work: how long, its last evaluation, its parameters."""
+    spent = time.strftime("%H:%M:%S", time.gmtime(max(0.0, now - one.since)))
+    last = f"evaluation {one.last[0]}: {one.last[1]:.4f}" if one.last else "no evaluation yet"
+    return f"trial {one.number}  {spent}  {last}  {short(one.parameters)}"

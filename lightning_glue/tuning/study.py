@@ -11,6 +11,7 @@ from __future__ import annotations
 import random
 import time
 import uuid
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -92,6 +93,10 @@ class SharedStudy:
             return False
         for key, value in {_ID: uuid.uuid4().hex, **identity}.items():  # who sees all of the identity sees the id
             self.storage.set_study_user_attr(study_id, key, value)
+        if "metric" in identity:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # experimental
+                self.study.set_metric_names([identity["metric"]])  # what optuna-dashboard calls the objective
         return True
 
     def _own_id(self) -> str:

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 
 _REFRESH_SECONDS = 60.0  # between two drawings of the plots, at least
 _SHARE = 0.05  # of a thread's time for drawing, at most
+_INCHES = 2.5  # of width for each parameter's name below a plot
 _NAME_LIMIT = 200  # characters of a study's name in the name of a run: MLflow's tables hold 250
 
 STUDY_TAG = "lightning_glue.study"  # of the study's run: the study's id
@@ -164,7 +165,9 @@ def _draw(study: optuna.Study, metric: str) -> tuple[dict[str, bytes], float]:
 
     start = time.monotonic()
     complete = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
-    calls: dict[str, Callable[[], Any]] = {"intermediate_values": lambda: plots.plot_intermediate_values(study)}
+    calls: dict[str, Callable[[], Any]] = {}
+    if any(len(trial.intermediate_values) > 1 for trial in study.get_trials(deepcopy=False)):  # else there is no line
+        calls["intermediate_values"] = lambda: plots.plot_intermediate_values(study)
     if complete:
         calls["history"] = lambda: plots.plot_optimization_history(study, target_name=metric)
         calls["slice"] = lambda: plots.plot_slice(study, target_name=metric)
@@ -177,7 +180,10 @@ def _draw(study: optuna.Study, metric: str) -> tuple[dict[str, bytes], float]:
             warnings.simplefilter("ignore")  # experimental; a constant parameter's axis
             axes = call()
         figure = (axes.flat[0] if hasattr(axes, "flat") else axes).figure
-        figure.set_size_inches(10, 6)
+        parts = (
+            len({key for trial in complete for key in trial.params}) if name in ("slice", "parallel_coordinate") else 0
+        )
+        figure.set_size_inches(max(10, _INCHES * parts), 6)
         picture = BytesIO()
         figure.savefig(picture, format="png", bbox_inches="tight")
         pyplot.close(figure)

@@ -161,3 +161,10 @@ def test_a_recorded_configuration_is_checked_as_a_composed_one() -> None:
     del flat["trainer.procs"]
     with pytest.raises(UserError, match=r"^trainer\.procs is missing$"):
         config.unflatten(flat)
+
+
+def test_a_recipe_for_any_task_wants_one() -> None:
+    with pytest.raises(UserError, match="experiment paper/roberta_base is for any task; give --task as well"):
+        config.compose(experiment="paper/roberta_base")
+    assert config.compose(["task=RTE"], experiment="paper/roberta_base").task.name == "RTE"
+    assert config.compose(experiment="demo").task.name == "SST-2"

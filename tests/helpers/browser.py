@@ -21,6 +21,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import psutil
+
 if TYPE_CHECKING:
     from selenium.webdriver import Chrome
 
@@ -52,15 +54,20 @@ def chromium(width: int = 1400, height: int = 1500) -> Iterator[Chrome]:
 
 
 @contextmanager
-def mlflow_ui(project: Path) -> Iterator[str]:
-    """Plain ``mlflow ui`` in a project folder, on a free port; yields its address."""
+def make_ui(project: Path, processes: list[int] | None = None) -> Iterator[str]:
+    """``make ui`` in a project folder, on a free port; yields its address.
+
+    Args:
+        processes: gets the ids of the server's processes.
+    """
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    command = [sys.executable, "-m", "mlflow", "ui", "--port", str(port), "--workers", "1"]
-    quiet = {**os.environ, "MLFLOW_DISABLE_TELEMETRY": "true"}
+    makefile = Path(__file__).resolve().parents[2] / "Makefile"
+    programs = [f"BIN={Path(sys.executable).parent}", "-o", ".venv/.installed"]  # those of this Python
+    command = ["make", "-f", str(makefile), *programs, "ui", f"ARGS=--port {port}"]
     with tempfile.TemporaryFile() as log:
-        server = subprocess.Popen(command, cwd=project, env=quiet, stdout=log, stderr=log, start_new_session=True)
+        server = subprocess.Popen(command, cwd=project, stdout=log, stderr=log, start_new_session=True)
         try:
             for _ in range(300):
                 try:
@@ -71,6 +78,8 @@ def mlflow_ui(project: Path) -> Iterator[str]:
             else:
                 log.seek(0)
                 raise RuntimeError(log.read().decode())
+            if processes is not None:
+                processes += [one.pid for one in psutil.Process(server.pid).children(recursive=True)]
             yield f"http://127.0.0.1:{port}"
         finally:
             os.killpg(server.pid, signal.SIGTERM)
@@ -103,7 +112,7 @@ def main() -> None:
 
     project, name, picture = Path(sys.argv[1]).resolve(), sys.argv[2], Path(sys.argv[3])
     store = mlflow.MlflowClient(f"sqlite:///{project / 'mlflow.db'}")
-    with mlflow_ui(project) as address, chromium() as driver:
+    with make_ui(project) as address, chromium() as driver:
         driver.get(charts(address, store.get_experiment_by_name(name).experiment_id))
         drawn = lambda browser: len(browser.find_elements(By.CSS_SELECTOR, ".js-plotly-plot .trace.scatter")) >= 6
         WebDriverWait(driver, 120).until(drawn)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 import mlflow
@@ -17,6 +18,7 @@ from lightning_glue.model import pretrained
 from lightning_glue.model.roberta import build_model, stock_logits, token_limit
 from lightning_glue.tasks import TASKS
 from lightning_glue.tracking.registry import describe_model
+from lightning_glue.utils.console import draws_bars
 
 FRAME = pd.DataFrame(
     {"text": ["A man sleeps.", " It was a long day. "], "text_pair": ["Somebody is asleep.", "Short."]}, index=[7, 3]
@@ -51,6 +53,16 @@ def test_labels_and_probabilities(name: str, bpe_dir: Path, tmp_path: Path) -> N
     assert list(answer.columns) == ["label", *(f"probability_{label}" for label in labels)]
     assert list(answer["label"]) == [labels[i] for i in shares.argmax(-1)]
     assert answer[[f"probability_{label}" for label in labels]].to_numpy() == pytest.approx(shares.numpy(), abs=1e-5)
+
+
+def test_a_request_draws_nothing(
+    bpe_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where a server's log is a terminal."""
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    assert draws_bars()
+    served("SST-2", bpe_dir, tmp_path)
+    assert "predict" not in capsys.readouterr().err
 
 
 def test_scores_are_on_the_tasks_scale(bpe_dir: Path, tmp_path: Path) -> None:

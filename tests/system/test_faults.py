@@ -59,7 +59,7 @@ run_main(train.main)
 
 def the_run(uri: str) -> tuple[mlflow.MlflowClient, mlflow.entities.Run]:
     client = mlflow.MlflowClient(uri)
-    (found,) = client.search_runs([client.get_experiment_by_name("glue-wnli").experiment_id])
+    (found,) = client.search_runs([client.get_experiment_by_name("glue-wnli-sample").experiment_id])
     return client, found
 
 

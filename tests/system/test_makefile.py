@@ -55,3 +55,11 @@ def test_what_is_not_given_is_left_out_and_args_are_many() -> None:
 def test_addresses_go_through_the_environment(target: str, variable: str) -> None:
     """A command line is everybody's to read; that of make itself is up to its user, who can export the variable."""
     assert "s3cret" not in " ".join(planned(target, **{variable: "postgresql://ann:s3cret@db/x"}))
+
+
+def test_an_unknown_variable_is_refused() -> None:
+    """make by itself ignores it, and trains something else."""
+    result = subprocess.run(["make", "-n", "-C", str(ROOT), "train", "MDEL=minilm"], capture_output=True, text=True)
+    assert result.returncode == 2
+    assert "unknown variable MDEL; expected one of TASK MODEL" in result.stderr
+    assert "lightning_glue.train" not in result.stdout

@@ -88,7 +88,7 @@ def test_a_training_keeps_the_servers_password_to_itself(
     assert_private(tmp_path)
     assert not holding(server.folder)
     client = mlflow.MlflowClient(server.uri)
-    (found,) = client.search_runs([client.get_experiment_by_name("glue-wnli").experiment_id])
+    (found,) = client.search_runs([client.get_experiment_by_name("glue-wnli-sample").experiment_id])
     assert found.info.status == "FINISHED" and found.data.params["tracking.uri"].startswith("http://ann:***@")
 
 

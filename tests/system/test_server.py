@@ -113,7 +113,7 @@ def test_a_training_reaches_the_database_and_the_artifact_store(
 ) -> None:
     url, folder = team
     client = mlflow.MlflowClient(url)
-    (found,) = client.search_runs([client.get_experiment_by_name("glue-wnli").experiment_id])
+    (found,) = client.search_runs([client.get_experiment_by_name("glue-wnli-sample").experiment_id])
     assert found.info.status == "FINISHED"
     assert found.info.artifact_uri.startswith("mlflow-artifacts:")
     assert found.info.run_id in trained.stdout

@@ -121,7 +121,7 @@ def ranks(folder: Path) -> list[str]:
     return sorted((folder / "ranks").read_text().splitlines())
 
 
-def finished_runs(folder: Path, experiment: str = "glue-wnli") -> list[mlflow.entities.Run]:
+def finished_runs(folder: Path, experiment: str = "glue-wnli-sample") -> list[mlflow.entities.Run]:
     client = mlflow.MlflowClient(f"sqlite:///{folder / 'mlflow.db'}")
     found = client.search_runs([client.get_experiment_by_name(experiment).experiment_id])
     assert {one.info.status for one in found} == {"FINISHED"}

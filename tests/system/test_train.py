@@ -48,7 +48,7 @@ def wnli(cache: Path, bpe_dir: Path, tmp_path_factory: pytest.TempPathFactory) -
 
 
 def test_a_run_holds_what_reproduces_it(wnli: tuple[Path, str]) -> None:
-    _client, found = only_run(wnli[0], "glue-wnli")
+    _client, found = only_run(wnli[0], "glue-wnli-sample")
     assert found.info.status == "FINISHED"
     params = found.data.params
     assert params["task.name"] == "WNLI"
@@ -58,6 +58,13 @@ def test_a_run_holds_what_reproduces_it(wnli: tuple[Path, str]) -> None:
     assert {"version.torch", "version.pytorch-lightning", "hardware.cpu", "hardware.cores"} <= set(tags)
     assert any(name in tags for name in ("version.ve-fairseq", "version.fairseq-fixed", "version.fairseq"))
     assert "--task WNLI" in tags["mlflow.source.name"]
+    assert (params["trainer.precision"], tags["resolved.devices"]) == ("auto", "1 x cpu")
+    assert tags["resolved.precision"] in ("32-true", "bf16-mixed")
+    note = tags["mlflow.note.content"]
+    assert "WNLI (generated sample, not GLUE): train 300, dev 60, test 60\n\ntiny, 2 epochs, batch 32, lr 0.001" in note
+    accuracy = f"{found.data.metrics['best/dev/accuracy']:.4f}"
+    assert re.search(rf"dev/accuracy +{accuracy} \(majority class 0\.\d{{4}}\)", note)
+    assert f"    {tags['mlflow.source.name']}\n" in note and f"--resume {found.info.run_id}\n" in note
     assert re.fullmatch(r"[0-9a-f]{40}", tags.get("mlflow.source.git.commit", "0" * 40))
     inputs = {item.dataset.name: item.dataset for item in found.inputs.dataset_inputs}
     assert set(inputs) == {"WNLI/train", "WNLI/dev", "WNLI/test"}
@@ -66,7 +73,7 @@ def test_a_run_holds_what_reproduces_it(wnli: tuple[Path, str]) -> None:
 
 
 def test_a_run_has_curves_of_training_and_evaluation(wnli: tuple[Path, str]) -> None:
-    client, found = only_run(wnli[0], "glue-wnli")
+    client, found = only_run(wnli[0], "glue-wnli-sample")
     steps = {name: [m.step for m in client.get_metric_history(found.info.run_id, name)] for name in found.data.metrics}
     assert steps["dev/accuracy"] == steps["dev/loss"] == [10, 20]  # 300 rows in batches of 32
     for name in ("loss", "lr", "grad_norm", "examples_per_second", "tokens_per_second", "padding_ratio"):
@@ -79,7 +86,7 @@ def test_a_run_has_curves_of_training_and_evaluation(wnli: tuple[Path, str]) -> 
 
 
 def test_a_run_keeps_figures_checkpoints_and_a_fairseq_directory(wnli: tuple[Path, str]) -> None:
-    client, found = only_run(wnli[0], "glue-wnli")
+    client, found = only_run(wnli[0], "glue-wnli-sample")
     names = artifacts(client, found.info.run_id)
     assert {
         "checkpoints/best.ckpt",
@@ -94,6 +101,7 @@ def test_a_run_keeps_figures_checkpoints_and_a_fairseq_directory(wnli: tuple[Pat
         "figures/dev_precision_recall.png",
         "predictions/WNLI.tsv",
         "git.diff",
+        "config.yaml",
     } <= names
     root = wnli[0] / "mlruns"
     assert next(root.rglob("figures/*.png")).read_bytes().startswith(b"\x89PNG")
@@ -104,16 +112,21 @@ def test_a_run_keeps_figures_checkpoints_and_a_fairseq_directory(wnli: tuple[Pat
 
 def test_the_output_says_what_came_out_and_what_is_next(wnli: tuple[Path, str]) -> None:
     folder, output = wnli
-    _, found = only_run(folder, "glue-wnli")
+    _, found = only_run(folder, "glue-wnli-sample")
     assert "WNLI (generated sample, not GLUE): train 300, dev 60, test 60" in output
-    assert re.search(r"dev/accuracy +0\.\d{4}", output)
+    assert re.search(r"dev/accuracy +0\.\d{4} \(majority class 0\.\d{4}\)", output)
+    assert re.search(r"^epoch 1/2  step 10  train/loss \d\.\d{4}  dev/accuracy", output, re.MULTILINE)
+    assert "last step done; writing the best model" in output
     assert found.info.run_id in output
-    assert "mlflow ui\n" in output
+    assert "mlflow ui --workers 1\n" in output
+    page = f"http://127.0.0.1:5000/#/experiments/{found.info.experiment_id}/runs"
+    assert f"  {page}?workflowType=machine_learning\n      compare runs\n" in output
+    assert f"  {page}/{found.info.run_id}?workflowType=machine_learning\n      this run\n" in output
 
 
 def test_evaluation_of_the_run_repeats_its_best_metrics(wnli: tuple[Path, str], bpe_dir: Path) -> None:
     folder, _ = wnli
-    _, found = only_run(folder, "glue-wnli")
+    _, found = only_run(folder, "glue-wnli-sample")
     precision = "trainer.precision=auto"
     result = run(
         "lightning_glue.evaluate", found.info.run_id, "--data", "sample", "--predict", "out", precision, cwd=folder
@@ -127,7 +140,7 @@ def test_evaluation_of_the_run_repeats_its_best_metrics(wnli: tuple[Path, str], 
 def test_another_task_starts_from_the_run(wnli: tuple[Path, str], bpe_dir: Path, tmp_path: Path) -> None:
     """--init-from with a run id: at learning rate 0 the encoder stays the run's, bit for bit."""
     folder, _ = wnli
-    _, found = only_run(folder, "glue-wnli")
+    _, found = only_run(folder, "glue-wnli-sample")
     uri = f"sqlite:///{folder / 'mlflow.db'}"
     arguments = [
         "--task",
@@ -140,7 +153,7 @@ def test_another_task_starts_from_the_run(wnli: tuple[Path, str], bpe_dir: Path,
         found.info.run_id,
     ]
     run("lightning_glue.train", *arguments, cwd=folder, ROBERTA_BPE_DIR=str(bpe_dir), MLFLOW_TRACKING_URI=uri)
-    _, second = only_run(folder, "glue-mrpc")
+    _, second = only_run(folder, "glue-mrpc-sample")
     exports = {
         run_id: torch.load(next((folder / "mlruns").glob(f"*/{run_id}/artifacts/fairseq/*.pt")), weights_only=True)
         for run_id in (found.info.run_id, second.info.run_id)
@@ -153,7 +166,7 @@ def test_another_task_starts_from_the_run(wnli: tuple[Path, str], bpe_dir: Path,
 
 def test_regression_logs_its_correlations_and_a_scatter(cache: Path, bpe_dir: Path, tmp_path: Path) -> None:
     run("lightning_glue.train", "--task", "STS-B", *TINY, *SHORT, cwd=tmp_path, ROBERTA_BPE_DIR=str(bpe_dir))
-    client, found = only_run(tmp_path, "glue-sts-b")
+    client, found = only_run(tmp_path, "glue-sts-b-sample")
     assert {"dev/pearson", "dev/spearman", "dev/loss", "best/dev/pearson"} <= set(found.data.metrics)
     assert "figures/dev_scatter.png" in artifacts(client, found.info.run_id)
 
@@ -161,7 +174,7 @@ def test_regression_logs_its_correlations_and_a_scatter(cache: Path, bpe_dir: Pa
 def test_mnli_is_scored_on_both_dev_sets_and_predicts_ax(cache: Path, bpe_dir: Path, tmp_path: Path) -> None:
     arguments = ["--task", "MNLI", *TINY, *SHORT, "trainer.max_epochs=1", "trainer.predict=true"]
     run("lightning_glue.train", *arguments, cwd=tmp_path, ROBERTA_BPE_DIR=str(bpe_dir))
-    client, found = only_run(tmp_path, "glue-mnli")
+    client, found = only_run(tmp_path, "glue-mnli-sample")
     assert {"dev_matched/accuracy", "dev_mismatched/accuracy"} <= set(found.data.metrics)
     predictions = {name for name in artifacts(client, found.info.run_id) if name.startswith("predictions/")}
     assert predictions == {f"predictions/{name}" for name in ("MNLI-m.tsv", "MNLI-mm.tsv", "AX.tsv")}
@@ -177,7 +190,7 @@ def test_two_processes_make_the_same_run_as_one(cache: Path, bpe_dir: Path, tmp_
         arguments = ["--task", "WNLI", *TINY, *SHORT, *exact, "--procs", str(procs)]
         result = run("lightning_glue.train", *arguments, cwd=folder, ROBERTA_BPE_DIR=str(bpe_dir))
         assert result.stdout.count("best evaluation") == 1
-        client, found = only_run(folder, "glue-wnli")
+        client, found = only_run(folder, "glue-wnli-sample")
         assert found.info.status == "FINISHED"
         histories[procs] = {
             name: [(m.step, m.value) for m in client.get_metric_history(found.info.run_id, name)]
@@ -196,7 +209,7 @@ def test_accumulation_changes_nothing(cache: Path, bpe_dir: Path, tmp_path: Path
         exact = ["trainer.precision=32-true", "model.dropout=0", "model.attention_dropout=0", "trainer.max_epochs=1"]
         arguments = ["--task", "WNLI", *TINY, *SHORT, *exact, f"trainer.accumulate={accumulate}"]
         run("lightning_glue.train", *arguments, cwd=folder, ROBERTA_BPE_DIR=str(bpe_dir))
-        client, found = only_run(folder, "glue-wnli")
+        client, found = only_run(folder, "glue-wnli-sample")
         curves.append([(m.step, m.value) for m in client.get_metric_history(found.info.run_id, "train/loss")])
     assert [step for step, _ in curves[0]] == [step for step, _ in curves[1]]
     assert [value for _, value in curves[1]] == pytest.approx([value for _, value in curves[0]], rel=2e-3)
@@ -205,7 +218,7 @@ def test_accumulation_changes_nothing(cache: Path, bpe_dir: Path, tmp_path: Path
 def test_torchrun_starts_the_same_program(cache: Path, bpe_dir: Path, tmp_path: Path) -> None:
     command = ["torch.distributed.run", "--nproc-per-node", "2", "-m", "lightning_glue.train", "--task", "WNLI", *TINY]
     run(*command, *SHORT, "trainer.max_steps=6", cwd=tmp_path, ROBERTA_BPE_DIR=str(bpe_dir))
-    _, found = only_run(tmp_path, "glue-wnli")
+    _, found = only_run(tmp_path, "glue-wnli-sample")
     assert found.info.status == "FINISHED"
     assert "dev/accuracy" in found.data.metrics
 
@@ -238,7 +251,7 @@ def test_a_stopped_training_is_killed_not_finished_and_says_where_it_goes_on(
     _, errors = process.communicate(timeout=60)
     assert process.returncode == code, errors
     assert "Traceback" not in errors
-    _, found = only_run(tmp_path, "glue-sst-2")
+    _, found = only_run(tmp_path, "glue-sst-2-sample")
     assert found.info.status == "KILLED"
     (last,) = tmp_path.rglob("last.ckpt")
     step = torch.load(last, weights_only=True)["global_step"]
@@ -308,7 +321,7 @@ train.main()
     command = [sys.executable, "-c", code]
     result = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=120)
     assert result.returncode == 1
-    client, found = only_run(tmp_path, "glue-wnli")
+    client, found = only_run(tmp_path, "glue-wnli-sample")
     assert found.info.status == "FAILED"
     assert "traceback.txt" in artifacts(client, found.info.run_id)
     assert "no such luck" in next((tmp_path / "mlruns").rglob("traceback.txt")).read_text()
@@ -321,7 +334,7 @@ def test_a_training_that_diverges_ends_early_and_says_so(cache: Path, bpe_dir: P
     first = r"its loss was first no number at step [23], with rows [\d, ]+ of WNLI/train.tsv"
     where = rf"step 5, loss nan; {first}"
     assert re.fullmatch(rf"error: the training diverged at {where}; lower optimizer.lr \(1e\+30\)\n", result.stderr)
-    client, found = only_run(tmp_path, "glue-wnli")
+    client, found = only_run(tmp_path, "glue-wnli-sample")
     assert found.info.status == "FAILED"
     assert re.fullmatch(where, found.data.tags["diverged"])
     assert not list((tmp_path / "mlruns").rglob("last.ckpt"))  # whose weights would be no numbers
@@ -331,7 +344,7 @@ def test_a_training_that_diverges_ends_early_and_says_so(cache: Path, bpe_dir: P
     flags = [*arguments, "--resume", "auto"]
     again = run("lightning_glue.train", *flags, cwd=tmp_path, check=False, ROBERTA_BPE_DIR=str(bpe_dir))
     assert (again.returncode, again.stderr) == (1, result.stderr)  # whoever restarts it
-    assert only_run(tmp_path, "glue-wnli")[1].info.status == "FAILED"
+    assert only_run(tmp_path, "glue-wnli-sample")[1].info.status == "FAILED"
 
 
 @pytest.mark.parametrize(

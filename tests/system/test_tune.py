@@ -77,7 +77,7 @@ def trials(project: Path) -> list[optuna.trial.FrozenTrial]:
 def runs(project: Path) -> tuple[Run, list[Run]]:
     """The study's run and the trainings below it."""
     client = mlflow.MlflowClient(f"sqlite:///{project / 'mlflow.db'}")
-    found = client.search_runs([client.get_experiment_by_name("glue-wnli").experiment_id])
+    found = client.search_runs([client.get_experiment_by_name("glue-wnli-sample").experiment_id])
     (parent,) = [one for one in found if "mlflow.parentRunId" not in one.data.tags]
     nested = [one for one in found if one.data.tags.get("mlflow.parentRunId") == parent.info.run_id]
     assert len(nested) == len(found) - 1
@@ -225,7 +225,7 @@ def test_the_prune_decision_reaches_every_process_of_a_trial(project: Path) -> N
     assert [trial.state for trial in trials(project)] == [TrialState.PRUNED] * 2
     assert [len(trial.intermediate_values) for trial in trials(project)] == [2, 2]
     client = mlflow.MlflowClient(f"sqlite:///{project / 'mlflow.db'}")
-    nested = client.search_runs([client.get_experiment_by_name("glue-wnli").experiment_id])
+    nested = client.search_runs([client.get_experiment_by_name("glue-wnli-sample").experiment_id])
     assert {(one.info.status, one.data.tags["optuna.pruned"]) for one in nested} == {("FINISHED", "true")}
     known = [run_id for trial in trials(project) for run_id in trial.user_attrs["runs"]]
     assert sorted(known) == sorted(one.info.run_id for one in nested)  # told by process 0 alone

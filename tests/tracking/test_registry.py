@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import platform
 import subprocess
 import sys
 from collections.abc import Callable
@@ -14,12 +15,16 @@ import mlflow
 import pytest
 from helpers.project import ROOT, run
 from mlflow.entities import Dataset, DatasetInput, InputTag
+from mlflow.utils.virtualenv import _get_python_env
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 
 from lightning_glue.errors import UserError
 from lightning_glue.tracking import registry
 
 LOAD = """
 import json, sys
+from importlib.metadata import packages_distributions
 import mlflow, pandas as pd
 
 model = mlflow.pyfunc.load_model("models:/glue-wnli-sample@champion")
@@ -27,7 +32,9 @@ rows = [line.rstrip("\\n").split("\\t") for line in open(sys.argv[1], encoding="
 frame = pd.DataFrame({"text": [row[1] for row in rows], "text_pair": [row[2] for row in rows]})
 predicted = model.predict(frame)
 sums = predicted[["probability_0", "probability_1"]].sum(axis=1)
-print(json.dumps([list(predicted["label"]), float((sums - 1).abs().max())]))
+found = packages_distributions()
+used = sorted({name for module in {one.partition(".")[0] for one in sys.modules} for name in found.get(module, ())})
+print(json.dumps([list(predicted["label"]), float((sums - 1).abs().max()), used]))
 """
 
 
@@ -40,7 +47,7 @@ def project(cache: Path, bpe_dir: Path, tmp_path_factory: pytest.TempPathFactory
         command = ["lightning_glue.train", *flags, f"seed={seed}", "trainer.predict=true", "trainer.precision=32-true"]
         run(*command, cwd=folder, ROBERTA_BPE_DIR=str(bpe_dir))
     store = mlflow.MlflowClient(f"sqlite:///{folder / 'mlflow.db'}")
-    found = store.search_runs([store.get_experiment_by_name("glue-wnli").experiment_id])
+    found = store.search_runs([store.get_experiment_by_name("glue-wnli-sample").experiment_id])
     return folder, [entry.info.run_id for entry in sorted(found, key=lambda entry: entry.info.start_time)]
 
 
@@ -181,6 +188,11 @@ def test_a_version_says_what_it_comes_from(project: tuple[Path, list[str]]) -> N
         key: value for key, value in tags.items() if key.startswith("lineage.")
     }
     assert {"data.train", "data.dev"} <= version.tags.keys()
+    accuracy = store.get_run(runs[0]).data.metrics["best/dev/accuracy"]
+    assert version.description == (
+        f"dev/accuracy {accuracy:.4f}, of run tiny lr 0.001 batch 16 1 epoch seed 1. "
+        "Labels: 0 is not entailed, 1 is entailed."
+    )
 
 
 def test_the_champion_predicts_what_the_run_predicted(project: tuple[Path, list[str]], cache: Path) -> None:
@@ -201,12 +213,33 @@ def test_the_champion_predicts_what_the_run_predicted(project: tuple[Path, list[
         timeout=200,
     )
     assert loaded.returncode == 0, loaded.stderr
-    labels, error = json.loads(loaded.stdout.splitlines()[-1])
+    labels, error, used = json.loads(loaded.stdout.splitlines()[-1])
     written = (
         next((folder / "mlruns").rglob(f"{holder.run_id}/artifacts/predictions/WNLI.tsv")).read_text().splitlines()
     )
     assert labels == [line.split("\t")[1] for line in written[1:]]
     assert error < 1e-6
+    (model,) = (folder / "mlruns").rglob(f"{holder.run_id}/artifacts/fairseq")
+    asked = {line.partition("==")[0] for line in (model / "requirements.txt").read_text().splitlines()}
+    optional = {"sniffio", "pysocks"}  # imported where something else has brought them
+    assert {canonicalize_name(name) for name in used} - optional <= asked
+
+
+def test_mlflow_finds_the_environment_of_a_model(
+    project: tuple[Path, list[str]], caplog: pytest.LogCaptureFixture
+) -> None:
+    """Where there is none it takes the model for one of a much older MLflow."""
+    folder, runs = project
+    (model,) = (folder / "mlruns").rglob(f"{runs[0]}/artifacts/fairseq")
+    environment = _get_python_env(model)
+    assert "older version" not in caplog.text
+    assert environment.python == platform.python_version()
+    assert environment.dependencies == ["-r requirements.txt"]
+    lines = [line for line in (model / "requirements.txt").read_text().splitlines() if not line.startswith("#")]
+    pinned = {line.partition("==")[0]: Requirement(line) for line in lines}
+    assert {"torch", "mlflow", "lightning-glue"} <= pinned.keys()
+    assert pinned.keys() & {"ve-fairseq", "fairseq-fixed"}
+    assert "torchaudio" not in pinned
 
 
 def test_registering_again_makes_no_second_version(project: tuple[Path, list[str]]) -> None:

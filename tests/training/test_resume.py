@@ -48,7 +48,7 @@ def small(*overrides: str) -> configuration.Config:
 
 def the_run(folder: Path, count: int = 1) -> tuple[mlflow.MlflowClient, mlflow.entities.Run]:
     client = mlflow.MlflowClient(f"sqlite:///{folder / 'mlflow.db'}")
-    runs = client.search_runs([client.get_experiment_by_name("glue-wnli").experiment_id])
+    runs = client.search_runs([client.get_experiment_by_name("glue-wnli-sample").experiment_id])
     assert len(runs) == count
     return client, runs[0]
 
@@ -540,8 +540,8 @@ def store(tmp_path: Path, new_store: Callable[[Path], None], monkeypatch: pytest
 
 def stored_run(client: mlflow.MlflowClient, files: dict[str, bytes]) -> str:
     """A run that came from another machine, with files among its checkpoints."""
-    experiment = client.get_experiment_by_name("glue-wnli")
-    run = client.create_run(experiment.experiment_id if experiment else client.create_experiment("glue-wnli"))
+    experiment = client.get_experiment_by_name("glue-wnli-sample")
+    run = client.create_run(experiment.experiment_id if experiment else client.create_experiment("glue-wnli-sample"))
     for name, content in files.items():
         Path("upload").mkdir(exist_ok=True)
         (Path("upload") / name).write_bytes(content)

@@ -12,7 +12,7 @@ from optuna.trial import FrozenTrial, TrialState
 from rich.console import Console
 
 from lightning_glue.tuning.controller import Running
-from lightning_glue.tuning.scoreboard import Scoreboard, seconds_left, short
+from lightning_glue.tuning.scoreboard import Scoreboard, describe, seconds_left, short
 
 
 def trial(
@@ -54,7 +54,7 @@ def test_the_table_counts_every_state_and_names_the_best(trials: list[FrozenTria
     row = next(line for line in out.getvalue().splitlines() if "trial 1" in line)
     cells = [cell.strip() for cell in row.strip("│ ").split("│")]
     assert cells[:7] == ["2", "2", "1", "1", "1", "1", "0.9000 (trial 1)"]
-    assert "trial 4: lr 2e-05  batch_size 16  evaluation 2: 0.8123" in out.getvalue()
+    assert "trial 4  00:00:00  evaluation 2: 0.8123  lr 2e-05  batch_size 16" in out.getvalue()
 
 
 def test_a_finished_trial_is_a_line_that_stays(trials: list[FrozenTrial], capsys: pytest.CaptureFixture[str]) -> None:
@@ -71,3 +71,8 @@ def test_a_finished_trial_is_a_line_that_stays(trials: list[FrozenTrial], capsys
 
 def test_parameters_are_short() -> None:
     assert short({"optimizer.lr": 1.23456e-5, "trainer.max_epochs": 3}) == "lr 1.23e-05  max_epochs 3"
+
+
+def test_a_trial_at_work_says_for_how_long_and_how_far_it_is() -> None:
+    running = Running(trial_id=0, number=7, parameters={"optimizer.lr": 2e-5}, first=7, since=100.0)
+    assert describe(running, 3765.4) == "trial 7  01:01:05  no evaluation yet  lr 2e-05"

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import json
 import os
+import shutil
+import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from helpers.project import ROOT
 
-from lightning_glue.training.messages import compare_command
+from lightning_glue.tracking.pages import how_to_look
 from lightning_glue.utils.console import program
+from lightning_glue.utils.hints import hint
 
 
 @pytest.fixture
@@ -37,6 +42,47 @@ def test_programs_are_named_as_they_can_be_called_from_here(
 
 
 def test_runs_are_compared_where_they_are(python: Path) -> None:
-    assert compare_command(f"sqlite:///{Path.cwd()}/mlflow.db") == ".venv/bin/mlflow ui"
-    assert compare_command("postgresql://h/d") == ".venv/bin/mlflow ui --backend-store-uri postgresql://h/d"
-    assert compare_command("https://mlflow.example:5000") == "https://mlflow.example:5000"
+    light = "MLFLOW_SERVER_ENABLE_JOB_EXECUTION=false .venv/bin/mlflow ui --workers 1"
+    local = f"sqlite:///{Path.cwd()}/mlflow.db"
+    assert how_to_look(local, "7", "r") == {
+        light: "serve the runs on http://127.0.0.1:5000",
+        "http://127.0.0.1:5000/#/experiments/7/runs?workflowType=machine_learning": "compare runs",
+        "http://127.0.0.1:5000/#/experiments/7/runs/r?workflowType=machine_learning": "this run",
+    }
+    assert list(how_to_look("postgresql://ann:s3cret@h/d", "", "r")) == [
+        f"{light} --backend-store-uri 'postgresql://ann:***@h/d'"
+    ]
+    shared = how_to_look("https://mlflow.example:5000/", "7", "r")
+    assert shared == {
+        "https://mlflow.example:5000/#/experiments/7/runs?workflowType=machine_learning": "compare runs",
+        "https://mlflow.example:5000/#/experiments/7/runs/r?workflowType=machine_learning": "this run",
+    }
+    assert how_to_look("https://mlflow.example:5000", "", "r") == {"https://mlflow.example:5000": "compare runs"}
+
+
+def test_makes_user_gets_makes_commands(python: Path) -> None:
+    assert hint("evaluate", {"RUN": "abc", "GPUS": "0"}) == ".venv/bin/python -m lightning_glue.evaluate abc --gpus 0"
+    Path("Makefile").write_text("train:\n\tcc train.c\n")  # another project's
+    assert hint("train", {"RESUME": "abc"}) == ".venv/bin/python -m lightning_glue.train --resume abc"
+    shutil.copy(ROOT / "Makefile", "Makefile")
+    assert hint("evaluate", {"RUN": "abc", "GPUS": "0"}) == "make evaluate RUN=abc GPUS=0"
+    assert list(how_to_look(f"sqlite:///{Path.cwd()}/mlflow.db", "", "r")) == ["make ui"]
+
+
+@pytest.mark.parametrize("checkout", [False, True])
+def test_what_is_to_be_typed_arrives_as_it_is_meant(checkout: bool, tmp_path: Path) -> None:
+    """Through the shell of the user and, with a Makefile, through that of make."""
+    awkward = ["a b.pt", "tracking.uri='sqlite:////x y/it\\\\'s$HOME.db'", "x=[1,2]"]
+    echo = tmp_path / "bin" / "python"
+    echo.parent.mkdir()
+    echo.write_text(f"#!{sys.executable}\nimport json, sys\nprint(json.dumps(sys.argv[1:]))\n")
+    echo.chmod(0o755)
+    if checkout:
+        shutil.copy(ROOT / "Makefile", tmp_path)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(tmp_path)
+        patch.setattr(sys, "executable", str(echo))
+        line = hint("evaluate", {"RUN": awkward[0]}, awkward[1:])
+    line += " BIN=bin -o .venv/.installed" if checkout else ""
+    result = subprocess.run(line, shell=True, cwd=tmp_path, capture_output=True, text=True, check=True)
+    assert json.loads(result.stdout) == ["-m", "lightning_glue.evaluate", *awkward]
