@@ -14,6 +14,7 @@ import pytest
 import pytorch_lightning as pl
 import torch
 from helpers.batches import packed
+from helpers.zygote import FORKED
 
 from lightning_glue import config
 from lightning_glue.data import binarize, sources
@@ -97,7 +98,12 @@ def test_the_tutorials_snippet_gives_our_accuracy(rte: tuple, data: str) -> None
     folder, accuracy, predictions, _ = rte
     environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
     result = subprocess.run(
-        [sys.executable, "-c", SNIPPET, data], cwd=folder, env=environment, capture_output=True, text=True, timeout=300
+        [sys.executable, "-c", FORKED + SNIPPET, data],
+        cwd=folder,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=300,
     )
     assert result.returncode == 0, result.stderr
     theirs = json.loads(result.stdout.splitlines()[-1])
@@ -203,7 +209,7 @@ def test_the_directory_can_be_moved(rte: tuple, tmp_path: Path) -> None:
         for name in ("RTE-bin", "glue_data"):
             (tmp_path / name).symlink_to((folder / name).resolve())
         result = subprocess.run(
-            [sys.executable, "-c", SNIPPET, "."], cwd=tmp_path, capture_output=True, text=True, timeout=300
+            [sys.executable, "-c", FORKED + SNIPPET, "."], cwd=tmp_path, capture_output=True, text=True, timeout=300
         )
         assert result.returncode == 0, result.stderr
         assert json.loads(result.stdout.splitlines()[-1])["predictions"] == predictions

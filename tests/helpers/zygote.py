@@ -1,10 +1,10 @@
 """Commands of the program without the seconds in which its libraries are imported.
 
-:func:`install` makes :class:`subprocess.Popen`, and so :func:`subprocess.run`, fork ``python -m lightning_glue...``
-off a process that has imported the third-party packages, nothing of the project. What runs is the command itself in a
-process of its own: arguments, environment, folder, open files, session, signals, command line in ``ps``, exit code.
-What a command starts in turn is forked from spares, children of its own. All other programs are executed as ever, and
-so is everything within :func:`executed`.
+:func:`install` makes :class:`subprocess.Popen`, and so :func:`subprocess.run`, fork ``python -m lightning_glue...``,
+and scripts that begin with :data:`FORKED`, off a process that has imported the third-party packages, nothing of the
+project. What runs is the command itself in a process of its own: arguments, environment, folder, open files, session,
+signals, command line in ``ps``, exit code. What a command starts in turn is forked from spares, children of its own.
+All other programs are executed as ever, and so is everything within :func:`executed`.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ import subprocess
 import sys
 import tempfile
 import threading
+import types
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -36,6 +37,7 @@ PACKAGES = (
     "fairseq.models.roberta",
 )  # fmt: skip
 ADDRESS = "LIGHTNING_GLUE_ZYGOTE"  # where it listens, for the processes of pytest-xdist
+FORKED = "# forked\n"  # begins a script of ``python -c`` that needs no interpreter of its own
 SPARES = 5  # a watcher and a few processes of DDP or of a search
 _TITLE = 4096  # bytes of the command line in ps
 _Popen = subprocess.Popen
@@ -150,13 +152,16 @@ def become(request: _Request, files: list[int]) -> NoReturn:
     sys.stdout = os.fdopen(1, "w", closefd=False, buffering=1 if os.isatty(1) or unbuffered else -1)
     sys.stderr = os.fdopen(2, "w", closefd=False, buffering=1, errors="backslashreplace")
     sys.__stdin__, sys.__stdout__, sys.__stderr__ = sys.stdin, sys.stdout, sys.stderr
-    module, *arguments = request["command"]
+    how, what, *arguments = request["command"]
     sys.path[:1] = [os.getcwd(), *filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep))]
-    sys.orig_argv = [sys.executable, "-m", module, *arguments]
+    sys.orig_argv = [sys.executable, how, what, *arguments]
     set_title(sys.orig_argv)
-    sys.argv = ["-m", *arguments]
+    sys.argv = [how, *arguments]
     install(Spares(SPARES).start)
-    leave(status_of(lambda: runpy.run_module(module, run_name="__main__", alter_sys=True)))
+    if how == "-m":
+        leave(status_of(lambda: runpy.run_module(what, run_name="__main__", alter_sys=True)))
+    main = sys.modules["__main__"] = types.ModuleType("__main__")
+    leave(status_of(lambda: exec(compile(what, "<string>", "exec"), main.__dict__)))
 
 
 def status_of(main: Callable[[], object]) -> int:
@@ -253,6 +258,14 @@ def read_number(teller: int) -> int:
 _source: Callable[[_Request, list[int]], tuple[int, int | None] | None] | None = None
 
 
+def is_ours(arguments: object) -> bool:
+    """Whether it is ``python -m`` of the program, or ``python -c`` of a script that asks for it."""
+    if not isinstance(arguments, list) or [*map(str, arguments[:1])] != [sys.executable] or len(arguments) < 3:
+        return False
+    how, what = map(str, arguments[1:3])
+    return what.startswith("lightning_glue") if how == "-m" else how == "-c" and what.startswith(FORKED)
+
+
 class ForkingPopen(_Popen):
     """Starts the program's commands from a zygote or a spare."""
 
@@ -263,13 +276,12 @@ class ForkingPopen(_Popen):
         p2cread, p2cwrite, c2pread, c2pwrite, errread, errwrite, restore_signals, gid, gids, uid, umask,
         start_new_session, process_group,
     ) -> None:  # fmt: skip
-        ours = isinstance(args, list) and [*map(str, args[:2])] == [sys.executable, "-m"]
-        if _source and ours and str(args[2]).startswith("lightning_glue") and preexec_fn is None and not shell:
+        if _source and is_ours(args) and preexec_fn is None and not shell:
             targets = [0, 1, 2, *pass_fds]
             files = [given if given != -1 else target for given, target in zip((p2cread, c2pwrite, errwrite), targets)]
             environment = os.environ if env is None else env
             request = {
-                "command": [os.fsdecode(part) for part in args[2:]], "cwd": os.path.abspath(os.fsdecode(cwd or ".")),
+                "command": [os.fsdecode(part) for part in args[1:]], "cwd": os.path.abspath(os.fsdecode(cwd or ".")),
                 "environment": {os.fsdecode(name): os.fsdecode(value) for name, value in environment.items()},
                 "session": start_new_session, "targets": targets,
             }  # fmt: skip

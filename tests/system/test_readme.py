@@ -12,6 +12,7 @@ from pathlib import Path
 import mlflow
 import pytest
 from helpers.project import ROOT, run
+from helpers.zygote import FORKED
 
 from lightning_glue.data import sources
 from lightning_glue.tasks import TASKS
@@ -63,7 +64,7 @@ def trained(cache: Path, bpe_dir: Path, tmp_path_factory: pytest.TempPathFactory
 
 def answers(code: str, probe: str, folder: Path) -> list[list[str]]:
     result = subprocess.run(
-        [sys.executable, "-c", TWICE, json.dumps([code, probe])],
+        [sys.executable, "-c", FORKED + TWICE, json.dumps([code, probe])],
         cwd=folder,
         capture_output=True,
         text=True,

@@ -15,6 +15,7 @@ import mlflow
 import pytest
 import torch
 from helpers.project import ROOT, run, torture
+from helpers.zygote import FORKED
 from mlflow.entities import Run
 
 from lightning_glue.tracking.journal import Journal, final_status
@@ -276,7 +277,7 @@ sys.argv = ["train", "--task", "WNLI", "--data", "sample", "--model", "tiny", "-
 train.main()
 """
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "ROBERTA_BPE_DIR": str(bpe_dir)}
-    command = [sys.executable, "-c", code]
+    command = [sys.executable, "-c", FORKED + code]
     result = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=120)
     assert result.returncode == 130
     assert "once more ends at once" in result.stderr
@@ -299,7 +300,7 @@ sys.argv = ["train", "--task", "WNLI", "--data", "sample", "--model", "tiny", "-
 train.main()
 """
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "ROBERTA_BPE_DIR": str(bpe_dir)}
-    command = [sys.executable, "-c", code]
+    command = [sys.executable, "-c", FORKED + code]
     result = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=120)
     assert (result.returncode, result.stderr) == (143, "stopped by SIGTERM\n")
     assert not list(tmp_path.rglob("records"))
@@ -318,7 +319,7 @@ sys.argv = ["train", "--task", "WNLI", "--data", "sample", "--model", "tiny", "-
 train.main()
 """
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "ROBERTA_BPE_DIR": str(bpe_dir)}
-    command = [sys.executable, "-c", code]
+    command = [sys.executable, "-c", FORKED + code]
     result = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=120)
     assert result.returncode == 1
     client, found = only_run(tmp_path, "glue-wnli-sample")

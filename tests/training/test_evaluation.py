@@ -16,6 +16,7 @@ import pytest
 import pytorch_lightning as pl
 import torch
 from helpers.project import ROOT, run, torture
+from helpers.zygote import FORKED
 
 from lightning_glue import config
 from lightning_glue.data import binarize, sources
@@ -327,7 +328,7 @@ def test_a_download_is_gone_at_the_exit(
 
         def load(*more: str) -> str:
             environment = {**os.environ, "PYTHONPATH": str(ROOT), "TMPDIR": str(temporary)}
-            command = [sys.executable, "-c", DOWNLOAD, run_id, server.uri, *more]
+            command = [sys.executable, "-c", FORKED + DOWNLOAD, run_id, server.uri, *more]
             result = subprocess.run(command, env=environment, cwd=tmp_path, capture_output=True, text=True, timeout=120)
             assert result.returncode == ("fail" in more), result.stderr
             assert list(temporary.iterdir()) == []
