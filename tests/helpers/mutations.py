@@ -70,7 +70,7 @@ MUTATIONS = [
         "tracking/journal.py",
         "    if zlib.crc32(payload, zlib.crc32(data[place : place + 4])) != _length(data, place + 4):\n",
         "    if not payload:\n",
-        "tests/tracking/test_journal.py::test_damage_is_said_once_with_its_place",
+        "tests/tracking/test_journal.py::test_a_value_that_was_changed_is_damage_though_it_can_be_read",
     ),
     Mutation(
         "tracking/journal.py",
@@ -88,7 +88,7 @@ MUTATIONS = [
         "training/resume.py",
         "                if file_sha256(fetched) != expected:\n",
         "                if not expected:\n",
-        "tests/training/test_resume.py::test_what_is_gone_or_damaged_is_refused",
+        "tests/training/test_resume.py::test_a_checkpoint_from_elsewhere_that_was_changed_is_refused",
     ),
     Mutation(
         "tuning/slots.py",
