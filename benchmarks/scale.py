@@ -21,16 +21,17 @@ from typing import Any
 
 import optuna
 from common import describe_machine
-from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
+from optuna.distributions import FloatDistribution
 from optuna.trial import FrozenTrial, create_trial
 
 from lightning_glue.execution.job import Job, Outcome
+from lightning_glue.tuning.space import Space
 
 HERE = Path(__file__).resolve().parent
 RECORDS, CALLS, SECONDS = 50_000, 5.0, 15.0  # a journal's length; calls a second, and for how long
 MANY, SOME, MEASURED = 3000, 10, 25  # trials
 JOURNALS = 200
-SPACE: dict[str, CategoricalDistribution | FloatDistribution | IntDistribution] = {"x": FloatDistribution(0.0, 1.0)}
+SPACE: Space = {"x": FloatDistribution(0.0, 1.0)}
 
 
 def objective(job: Any, report: Callable[[int, float], bool], tell_run: Callable[[str], None]) -> Outcome:

@@ -8,13 +8,13 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 
 from lightning_glue.config import Config
-from lightning_glue.data.batching import MicroBatch, split_batch, train_batches
+from lightning_glue.data.batching import MicroBatch, Packed, split_batch, train_batches
 from lightning_glue.errors import UserError
 from lightning_glue.model.roberta import task_loss
 from lightning_glue.training.devices import resolve_devices, resolve_precision
@@ -138,9 +138,9 @@ def probe(module: GlueModule, batch: Batch, config: Config) -> None:
                 module.double()
             moments = torch.empty(optimizer_bytes(module), dtype=torch.uint8, device=device)
             with torch.autocast(device.type, dtype=dtype) if dtype else nullcontext():
-                moved = {key: value.to(device) for key, value in batch.items() if isinstance(value, torch.Tensor)}
-                on_device = cast("Batch", {**batch, **moved})
-                loss = task_loss(module(on_device), on_device["targets"]).sum() * batch["loss_weight"]
+                tokens, lengths, targets = (batch[key].to(device) for key in ("tokens", "lengths", "targets"))
+                packed = Packed(tokens=tokens, lengths=lengths, longest=batch["longest"])
+                loss = task_loss(module(packed), targets).sum() * batch["loss_weight"]
             loss.backward()
             del moments
         finally:

@@ -185,7 +185,14 @@ journal.append({{"tags": {{"n": 2}}}})
         [sys.executable, "-c", code], cwd=tmp_path, env={"PYTHONPATH": str(ROOT)}, capture_output=True, text=True
     )
     assert result.stdout == "OSError\n", result.stderr
-    assert [record for record, _ in Journal(tmp_path).read()] == [{"tags": {"n": 0}}, {"tags": {"n": 2}}]
+    left = [{"tags": {"n": 0}}, {"tags": {"n": 2}}]
+    assert (tmp_path / "records").read_bytes() == b"".join(map(encode, left))  # nor a part of what had no room
+
+
+def test_a_value_that_was_changed_is_damage_though_it_can_be_read(tmp_path: Path) -> None:
+    parts = [encode({"metrics": [["loss", 1.5, 5, step]]}) for step in range(3)]
+    (tmp_path / "records").write_bytes(parts[0] + parts[1].replace(b"1.5", b"9.5") + parts[2])
+    assert [record["metrics"][0][3] for record, _ in Journal(tmp_path).read()] == [0, 2]
 
 
 def make(folder: Path, *more: dict, **start: object) -> Path:

@@ -584,6 +584,13 @@ def test_a_damaged_manifest_is_one_line(manifest: bytes, store: mlflow.MlflowCli
         resuming.find(run_id, small())
 
 
+def test_a_checkpoint_from_elsewhere_that_was_changed_is_refused(store: mlflow.MlflowClient) -> None:
+    manifest = manifest_of("checkpoints/last.ckpt", b"as it was written")
+    run_id = stored_run(store, {"stored.ckpt": b"as it is now", "manifest.json": manifest})
+    with pytest.raises(UserError, match=r"stored\.ckpt is damaged \(its SHA-256 is not that of the manifest\)"):
+        resuming.find(run_id, small())
+
+
 def test_a_run_from_elsewhere_is_resumed_under_its_own_id_and_leaves_nothing(store: mlflow.MlflowClient) -> None:
     """It began while the server was away: its checkpoints know the id of its journal alone."""
     record = {"run_id": "f" * 32, "config": {}}
