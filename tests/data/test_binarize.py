@@ -78,7 +78,7 @@ def test_special_layouts_equal_those_of_fairseqs_script(task: str, bpe_dir: Path
             lines.insert(9, "a\tb\tc\td\te\t1\ttoo many\n")
         (short / path.name).write_text("".join(lines), encoding="utf-8")
     theirs = contents(run_fairseq_script(tmp_path, short.parent, bpe_dir, task))
-    rows = binarize._read_rows(TASKS[task], short.parent, "stop")
+    rows = binarize._read_rows(TASKS[task], short.parent, "stop", TASKS[task].splits)
     binarize.binarize(TASKS[task], rows, pretrained.load_tokenizer("gpt2", str(bpe_dir)), tmp_path / "ours")
     assert contents(tmp_path / "ours") == theirs
     assert sum(part.dropped for part in rows.values()) == (4 if task == "QQP" else 0)

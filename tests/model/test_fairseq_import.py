@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from helpers import zygote
 from helpers.project import ROOT
 
 from lightning_glue.model.fairseq_import import DISTRIBUTIONS
@@ -30,10 +31,11 @@ def python(tmp_path: Path, bpe_dir: Path):
     environment = {**os.environ, "PYTHONPATH": f"{tmp_path / 'site'}:{ROOT}", "ROBERTA_BPE_DIR": str(bpe_dir)}
 
     def python(*arguments: str) -> subprocess.CompletedProcess[str]:
-        return subprocess.run(
-            [sys.executable, *arguments],
-            cwd=tmp_path / "empty", env=environment, capture_output=True, text=True, timeout=120,
-        )  # fmt: skip
+        with zygote.executed():
+            return subprocess.run(
+                [sys.executable, *arguments],
+                cwd=tmp_path / "empty", env=environment, capture_output=True, text=True, timeout=120,
+            )  # fmt: skip
 
     return python
 

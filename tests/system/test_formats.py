@@ -40,7 +40,7 @@ def client(folder: Path) -> mlflow.MlflowClient:
 
 def test_an_interrupted_run_goes_on_where_it_was(project: Path) -> None:
     done = run("lightning_glue.train", "--resume", STOPPED, cwd=project)
-    assert f"resuming run {STOPPED} after 1 epochs and" in done.stdout
+    assert f"resuming run {STOPPED} after 1 epoch and" in done.stdout
     found = client(project).get_run(STOPPED)
     assert found.info.status == "FINISHED"
     steps = [point.step for point in client(project).get_metric_history(STOPPED, "dev/accuracy")]

@@ -666,11 +666,11 @@ def test_a_cache_that_cannot_be_written_is_read(raw: Path, encoder: Tokenizer, t
 
 
 def test_raw_files_written_to_while_they_are_read(raw: Path, encoder: Tokenizer, tmp_path: Path) -> None:
-    digest = binarize._raw_digests(RTE, raw)
+    digest = binarize._raw_digests(RTE, raw, RTE.splits)
     with open(raw / "RTE" / "dev.tsv", "a") as file:
         file.write("99\tone\ttwo\tentailment\n")
     with pytest.raises(UserError, match=r"dev\.tsv was written to while it was read"):
-        binarize._read_rows(RTE, raw, "stop", digest)
+        binarize._read_rows(RTE, raw, "stop", binarize._present(RTE, raw), digest)
 
 
 @pytest.mark.parametrize(

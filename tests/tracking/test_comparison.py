@@ -57,7 +57,7 @@ def test_seeds_are_one_row_with_median_spread_and_cost(project: tuple[Path, str]
     output = run("lightning_glue.report", cwd=folder).stdout
     first, second = rows(output)
     assert first[1:3] == ["lr 3e-05, batch 16", "dev/accuracy"]
-    assert first[3:8] == ["0.7400", "0.7400 to 0.7400", "0.7400", "1", "4.0"]
+    assert first[3:8] == ["0.7400", "-", "0.7400", "1", "4.0"]
     assert second[3:] == ["0.7200", "0.7000 to 0.7600", "0.7600", "3", "12.0", best]
     assert "1 KILLED not scored" in output
     assert "0.98" not in output and "0.99" not in output

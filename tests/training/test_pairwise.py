@@ -67,7 +67,7 @@ def arguments(row: dict[str, Any], bpe_dir: Path, folder: Path) -> list[str]:
 
 def history(folder: Path) -> tuple[mlflow.entities.Run, dict[str, list[tuple[int, float]]]]:
     client = mlflow.MlflowClient(f"sqlite:///{folder / 'mlflow.db'}")
-    (found,) = client.search_runs([client.get_experiment_by_name("glue-wnli").experiment_id])
+    (found,) = client.search_runs([client.get_experiment_by_name("glue-wnli-sample").experiment_id])
     named = {name: client.get_metric_history(found.info.run_id, name) for name in found.data.metrics}
     return found, {name: [(point.step, point.value) for point in points] for name, points in named.items()}
 

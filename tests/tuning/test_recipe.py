@@ -73,7 +73,7 @@ def test_a_recipe_goes_to_the_current_folder_and_wins_there_over_one_of_its_name
     won = winner({"seed": 5}, [], task="RTE", model="tiny")
     assert write_recipe(won, **WON) == recipes / "tuned" / "RTE.yaml"
     assert compose([], experiment="tuned/RTE").seed == 5
-    (recipes / "demo.yaml").write_text("# @package _global_\nseed: 7\n")
+    (recipes / "demo.yaml").write_text("# @package _global_\ndefaults:\n  - override /task: SST-2\nseed: 7\n")
     assert compose([], experiment="demo").seed == 7
     assert {"demo", "paper/roberta_base", "tuned/RTE"} <= set(experiments())
     (tmp_path / "it's, [another]").mkdir()
