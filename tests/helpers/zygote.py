@@ -147,6 +147,7 @@ def become(request: _Request, files: list[int]) -> NoReturn:
         signal.signal(number, signal.SIG_DFL)
     signal.signal(signal.SIGINT, signal.default_int_handler)
     random.seed()
+    tempfile.tempdir = None  # which TMPDIR says
     unbuffered = bool(os.environ.get("PYTHONUNBUFFERED"))
     sys.stdin = os.fdopen(0, closefd=False)
     sys.stdout = os.fdopen(1, "w", closefd=False, buffering=1 if os.isatty(1) or unbuffered else -1)
