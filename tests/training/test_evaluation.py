@@ -107,9 +107,9 @@ def test_the_printed_command_gives_the_trainings_scores(case: str, cache: Path, 
     environment = {"ROBERTA_BPE_DIR": str(bpe_dir), "GLUE_DIR": str(tmp_path / "elsewhere")}
     result = run(*command, *own, cwd=tmp_path, timeout=300, **environment)
     again = run(*printed_command(result.stdout), cwd=tmp_path, timeout=300, **environment)
-    name = "mlflow.db" if case.startswith("sample") else "other.db"
+    name, place = ("mlflow.db", "glue-rte-sample") if case.startswith("sample") else ("other.db", "glue-rte")
     client = mlflow.MlflowClient(f"sqlite:///{tmp_path / name}")
-    (trained,) = client.search_runs([client.get_experiment_by_name("glue-rte").experiment_id])
+    (trained,) = client.search_runs([client.get_experiment_by_name(place).experiment_id])
     expected = {key.removeprefix("best/"): v for key, v in trained.data.metrics.items() if key.startswith("best/dev")}
     assert scores(again.stdout) == expected
     assert "note:" not in again.stderr
