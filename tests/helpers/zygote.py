@@ -20,6 +20,7 @@ import os
 import random
 import runpy
 import select
+import shutil
 import signal
 import socket
 import subprocess
@@ -344,7 +345,9 @@ def install_shared() -> None:
 
 def listen() -> str:
     """Start a zygote, which imports nothing before it is asked and ends with this process; returns its address."""
-    address = str(Path(tempfile.mkdtemp(prefix="zygote-")) / "socket")
+    folder = tempfile.mkdtemp(prefix="zygote-")
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    address = str(Path(folder) / "socket")
     listener = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     listener.bind(address)
     listener.listen(64)
