@@ -31,6 +31,7 @@ from lightning_glue.training.lightning_internals import (
 from lightning_glue.training.module import GlueModule
 from lightning_glue.training.preemption import Preemption, Stopped
 from lightning_glue.utils import files
+from lightning_glue.utils.hints import hint
 from lightning_glue.utils.logs import log
 
 RECORD = "lightning_glue"  # key of a checkpoint's plain values: configuration, data digests, run
@@ -70,9 +71,10 @@ class AtomicCheckpointIO(TorchCheckpointIO):
             fault = _disk_fault(error)
             if fault is None:
                 raise
+            again, kept = hint("train", {"RESUME": checkpoint[RECORD]["run_id"]}), (target.parent / _LAST).exists()
             raise CheckpointError(
-                f"cannot write the checkpoint {target}: {fault.strerror}; the one before is whole: free space, then "
-                f"--resume {checkpoint[RECORD]['run_id']}"
+                f"cannot write the checkpoint {target}: {fault.strerror}; free space, then {again} "
+                + ("goes on from the one before, which is whole" if kept else "starts over: there is none yet")
             ) from None
 
     def load_checkpoint(self, path: str | Path, *args: Any, **kwargs: Any) -> dict[str, Any]:

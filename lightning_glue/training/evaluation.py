@@ -114,8 +114,10 @@ def evaluate(config: Config, fine_tuned: FineTuned, data: GlueDataModule) -> dic
     from lightning_glue.training.callbacks import dev_metrics
     from lightning_glue.training.devices import resolve_devices, resolve_precision, resolve_strategy
     from lightning_glue.training.distributed import children_end_with_us, cluster_environment
+    from lightning_glue.training.messages import quiet
     from lightning_glue.training.module import GlueModule
 
+    quiet()  # Lightning speaks from its import on
     devices = resolve_devices(config.trainer)
     trainer = pl.Trainer(
         accelerator=devices.accelerator,

@@ -116,7 +116,7 @@ class RunProgress(pl.Callback):
         return Standing(
             step,
             steps,
-            min(step // per_epoch + 1, epochs),
+            min(max(1, math.ceil(step / per_epoch)), epochs),
             epochs,
             float(trainer.lr_scheduler_configs[0].scheduler.get_last_lr()[0]),
             loss,

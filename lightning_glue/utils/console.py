@@ -136,10 +136,11 @@ def run_main(main: Callable[[], None], outlives_output: bool = False) -> None:
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         sys.exit(130)
-    if stdout is None or outlives_output:
+    if stdout is None:
         return
     stdout.flush()
-    if stdout.lost:
-        if not isinstance(stdout.lost, BrokenPipeError):  # as of `| head`, which has all it wanted
-            print(f"error: what was printed is not complete: {stdout.lost.strerror}", file=sys.stderr)
+    if stdout.lost and not isinstance(stdout.lost, BrokenPipeError):  # as of `| head`, which has all it wanted
+        kind = "warning" if outlives_output else "error"
+        print(f"{kind}: what was printed is not complete: {stdout.lost.strerror}", file=sys.stderr)
+    if stdout.lost and not outlives_output:
         sys.exit(1)

@@ -27,12 +27,12 @@ def call(folder: Path, outlives: bool, **streams: object) -> subprocess.Complete
     )
 
 
-@pytest.mark.parametrize("outlives, code", [(True, 0), (False, 1)])
-def test_a_full_disk_behind_stdout(outlives: bool, code: int, tmp_path: Path) -> None:
+@pytest.mark.parametrize("outlives, code, kind", [(True, 0, "warning"), (False, 1, "error")])
+def test_a_full_disk_behind_stdout(outlives: bool, code: int, kind: str, tmp_path: Path) -> None:
     with open(FULL, "w") as full:
         done = call(tmp_path, outlives, stdout=full, stderr=subprocess.PIPE)
-    said = "" if outlives else "error: what was printed is not complete: No space left on device\n"
-    assert (done.returncode, done.stderr) == (code, f"begins\n{said}")
+    said = f"{kind}: what was printed is not complete: No space left on device"
+    assert (done.returncode, done.stderr) == (code, f"begins\n{said}\n")
     assert (tmp_path / "done").exists()
 
 
