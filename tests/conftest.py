@@ -20,7 +20,7 @@ _TEST_BPE = "LIGHTNING_GLUE_TEST_BPE"  # where the processes of pytest-xdist fin
 _REAL_BPE = os.environ.pop("ROBERTA_BPE_DIR", None) or os.environ.get(_TEST_BPE)
 _REAL_GLUE = os.environ.pop("GLUE_DIR", None)
 os.environ.pop("MLFLOW_TRACKING_URI", None)
-for _name in ("MAKEFLAGS", "MFLAGS", "MAKELEVEL", "MAKEOVERRIDES", "ARGS"):  # of `make test`: no test's make is below it
+for _name in ("MAKEFLAGS", "MFLAGS", "MAKELEVEL", "MAKEOVERRIDES", "ARGS"):  # of `make test`
     os.environ.pop(_name, None)
 
 
