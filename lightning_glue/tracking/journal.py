@@ -40,7 +40,7 @@ _MOST = 1 << 28  # bytes of a record; a longer one is damage
 _TEXT = re.compile(rb"[ -~]*")  # a payload; no head is such text, for the last byte of a length is below 17
 _WINDOW = 1 << 12  # bytes of the end that are looked at first
 _PIECE = 1 << 20  # bytes looked through at once
-_TELLS_STATUS = (b'{"status"', b'{"resume"', b'{"start"')
+TELLS_STATUS = (b'{"status"', b'{"resume"', b'{"start"')
 _said: set[str] = set()
 
 
@@ -191,7 +191,7 @@ class Journal:
         """
         end = self.end()
         looked, value = self._status if self._status and self._status[0] <= end else (0, None)
-        if found := self.newest(*_TELLS_STATUS, after=looked):
+        if found := self.newest(*TELLS_STATUS, after=looked):
             value = final_status([found])
         self._status = (end, value)
         return value

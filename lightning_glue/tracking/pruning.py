@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from lightning_glue.tracking.journal import Journal, encode, final_status, try_lock
+from lightning_glue.tracking.journal import TELLS_STATUS, Journal, encode, final_status, try_lock
 from lightning_glue.tracking.state import State
 from lightning_glue.utils import files
 
@@ -47,7 +47,7 @@ def _shorten(journal: Journal) -> bool:
     kept_here = state.refused or state.left_out or state.orphan
     if kept_here or not state.run_id or not state.is_delivered(journal.path.stat().st_size):
         return False
-    start, last = journal.start(), journal.newest(b'{"status"', b'{"resume"', b'{"start"')
+    start, last = journal.start(), journal.newest(*TELLS_STATUS)
     if start is None or last is None or final_status([last]) != "FINISHED":
         return False
     with files.new_file(journal.path, "wb") as file:

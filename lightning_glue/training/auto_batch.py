@@ -25,10 +25,14 @@ _CHOSEN = "LIGHTNING_GLUE_ACCUMULATE"  # in the environment: what process 0 has 
 def divided(config: Config, accumulate: int) -> Config:
     """``config`` with each optimizer step cut into ``accumulate`` micro-batches; all else stays as it is in steps."""
     trainer = config.trainer
+    if accumulate == trainer.accumulate:
+        return config
     interval = trainer.val_check_interval
     if interval > 1:  # in micro-batches
         interval = interval * accumulate / trainer.accumulate
-    return replace(config, trainer=replace(trainer, accumulate=accumulate, val_check_interval=interval))
+    made = replace(config, trainer=replace(trainer, accumulate=accumulate, val_check_interval=interval))
+    made.recipe = config.recipe  # no field, so nothing replace() knows of
+    return made
 
 
 def as_recorded(config: Config, found: Resume) -> Config:

@@ -308,8 +308,7 @@ def train(config: Config, caller: Caller | None = None, *, register: bool = Fals
     tracker.parent = caller.parent
     training = Training(config, *build(config, caller.warm), tracker, found, register)
     caller.built(training)
-    if config.trainer.preflight or training.found:
-        training.check(caller.checkpoints)
+    training.check(caller.checkpoints)
     training.carry_out(caller)
     return training
 

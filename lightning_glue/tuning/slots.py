@@ -75,9 +75,10 @@ class Slots:
         if not self.tried[slot]:
             del self.tried[slot]
         if "slot" not in trial.user_attrs:
-            self._unnamed[trial.number] = trial
             if trial.state == TrialState.FAIL:
-                del self._unnamed[trial.number]
+                self._unnamed.pop(trial.number, None)
+            else:
+                self._unnamed[trial.number] = trial
         if trial.state.is_finished():
             self._finish(trial)
         else:

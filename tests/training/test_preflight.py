@@ -176,3 +176,9 @@ def test_a_folder_that_cannot_be_written_is_found_before_the_run(configured: Con
     module, *_ = build(configured)
     with pytest.raises(UserError, match=r"cannot write below /proc: "):
         preflight.check_folders(configured, module, Path("/proc/nowhere"))
+
+
+def test_a_divided_configuration_keeps_the_name_of_its_run() -> None:
+    config = configuration.compose(["trainer.auto_batch=true"], experiment="demo")
+    assert config.run_name.startswith("demo: ")
+    assert auto_batch.divided(config, 2 * config.trainer.accumulate).run_name == config.run_name
