@@ -165,11 +165,10 @@ class Checkpoints(Checkpoint):
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         if trainer.state.fn == TrainerFn.FITTING:
             assert isinstance(pl_module, GlueModule)
-            before = self.kept
             self._keep_best(trainer, dev_metrics(trainer, pl_module)[self.best.metric])
             self.save_last(trainer)
             if trainer.is_global_zero:
-                self._remove_superfluous(trainer, told={step for _, step in before[1:]})
+                self._remove_superfluous(trainer)
 
     def state_dict(self) -> dict[str, Any]:
         return {"kept": [list(one) for one in self.kept]}
@@ -195,14 +194,22 @@ class Checkpoints(Checkpoint):
         if told:
             self._tell(trainer, _named(step))
 
-    def _remove_superfluous(self, trainer: pl.Trainer, told: set[int]) -> None:
-        wanted = {step for _, step in self.kept[1:]}
-        for path in self.folder.glob("step-*.ckpt"):
-            number = path.stem.removeprefix("step-")
-            if number.isdecimal() and int(number) not in wanted:
-                path.unlink(missing_ok=True)
-                if int(number) in told:
-                    self._tell(trainer, path.name, gone=True)
+    def _remove_superfluous(self, trainer: pl.Trainer) -> None:
+        """Delete what no kept evaluation needs; first that is recorded, so that no manifest names a file for ever."""
+        wanted = {_named(step) for _, step in self.kept[1:]}
+        superfluous = [
+            path
+            for path in self.folder.glob("step-*.ckpt")
+            if path.stem.removeprefix("step-").isdecimal() and path.name not in wanted
+        ]
+        if not superfluous:
+            return
+        for path in superfluous:
+            self._tell(trainer, path.name, gone=True)
+        for logger in trainer.loggers:
+            logger.save()
+        for path in superfluous:
+            path.unlink(missing_ok=True)
 
     def _settle_files(self, trainer: pl.Trainer) -> None:
         """Where training is resumed, go back to the files that its checkpoint knows.
@@ -225,7 +232,7 @@ class Checkpoints(Checkpoint):
                     self.folder / _BEST,
                     step,
                 )
-        self._remove_superfluous(trainer, told=set())
+        self._remove_superfluous(trainer)
 
     def save_best(self, trainer: pl.Trainer) -> None:
         self._save(trainer, _BEST)
