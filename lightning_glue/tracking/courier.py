@@ -96,7 +96,7 @@ class Courier:
             self.state = State(self.folder)  # another process may have been here
             if again:
                 self.state.note = ""
-            sent = 0
+            sent, refused = 0, len(self.state.left_out)
             try:
                 if again and self.state.run_id and undelivered(self.journal, self.state):
                     self._client = self._connect_known()  # its address may be another now, for artifacts as well
@@ -106,6 +106,9 @@ class Courier:
                         self._send(records)
                         self._advance(end)
                         sent += sum(not any(kind in record for kind in KINDS) for record in records)
+                        self._call_uploads(records)
+                if len(self.state.left_out) > refused:
+                    self.uploads.called = True  # it says so on the run
                 self._find_parent(bool(sent) or again)
             except Exception as error:  # of MLflow, of a database's driver, of a value that no store takes
                 self.state.record_error = first_line(error)
@@ -113,6 +116,11 @@ class Courier:
                 self._keep_state()
                 raise Undelivered(self.state.record_error) from error
             return sent
+
+    def _call_uploads(self, records: list[Record]) -> None:
+        """Have the artifacts looked at where a record is of them, or the run's end, which they may have waited for."""
+        if any(kind in record for record in records for kind in (*KINDS, "status")):
+            self.uploads.called = True
 
     def _new_records(self) -> Iterator[list[tuple[Record, int]]]:
         """What is behind the position, brought to the disk before the position is; all of it where that is lost.

@@ -341,6 +341,7 @@ class MLflowTracker(Logger):
             self._journal.sync()
         self._journal.release()
         self._finished = True
+        self._watch()  # which has it looked at now
         self._check_delivery()
         deadline = time.monotonic() + (_FINISH_SECONDS if status == "FINISHED" else _STOP_SECONDS)
         state = self._look()

@@ -47,6 +47,7 @@ class Uploads:
         self._done: dict[str, int] = {}  # what is delivered behind the position, by the end of its record
         self._backlog = Backlog()
         self._looked = -1  # the position of the records at the last pass
+        self.called = True  # whether something was delivered since that a pass is for
         self._delay, self._due = 0.0, 0.0
 
     def is_due(self, offset: int, last: bool = False) -> bool:
@@ -55,7 +56,9 @@ class Uploads:
             return time.monotonic() >= self._due
         if self._delay:
             return offset != self._looked or time.monotonic() >= self._due
-        return offset != self._looked or (last and self.state.uploads < offset)
+        if last:
+            return offset != self._looked or self.state.uploads < offset
+        return self.called or offset - self._looked > _LAG
 
     def deliver(self, *, wait: bool = False, again: bool = False, last: bool = False) -> int:
         """One pass over what is new; the number of records done with.
@@ -70,8 +73,10 @@ class Uploads:
         with try_lock(self.folder / "uploads.lock", wait=wait) as mine:
             if not mine:
                 return 0
+            self.called = False  # before the look: what is delivered meanwhile calls again
             self.state = State(self.folder)
             if not self.state.run_id:
+                self.called = True
                 return 0
             self._looked = self.state.offset
             error: Exception | None = None
@@ -171,7 +176,7 @@ class Uploads:
         try:
             self.state.save_uploads()
         except OSError:  # on a full disk artifacts are sent again, which changes nothing
-            self._looked = -1
+            self._looked, self.called = -1, True
 
     def _clear_away(self) -> None:
         """Remove the copies once the run is finished and all of it delivered: more may have been written meanwhile."""

@@ -26,7 +26,7 @@ from lightning_glue.tracking.uploads import Undelivered
 from lightning_glue.utils.processes import PARENT
 from lightning_glue.utils.redact import first_line
 
-_POLL_SECONDS = 0.2
+_POLL_SECONDS = 0.3  # each delivery costs the same however much it brings
 _BACKOFF = (0.5, 15.0)  # seconds between attempts while the server is away: the first, the longest
 _LINGER_SECONDS = 60.0  # how long it keeps trying once the training has ended
 _SAMPLE = b'{"metrics":[["system/'  # what a sample's record begins with
