@@ -25,6 +25,7 @@ PIP := $(BIN)/python -m pip install -q -c requirements.lock
 # $(call option,--flag,value): nothing where there is no value, which may hold blanks and quotes; ARGS alone is split.
 home = $(if $(filter ~/%,$(firstword $(1))),$(patsubst ~/%,$(HOME)/%,$(1)),$(1))
 option = $(if $(2),$(1) '$(subst ','\'',$(call home,$(2)))')
+needs = test -n '$(subst ','\'',$($(1)))' || { echo "error: $(1)= is missing; it names a run by its id, which a training and make report tell" >&2; exit 2; }
 where = $(call option,--task,$(TASK)) $(call option,--data,$(DATA)) $(call option,--gpus,$(GPUS)) $(call option,--procs,$(PROCS))
 FLAGS = $(where) $(call option,--model,$(MODEL))
 
@@ -75,6 +76,7 @@ dashboard: $(INSTALLED) ## look at the studies in optuna-dashboard
 	@$(BIN)/python -m lightning_glue.dashboard $(ARGS)
 
 evaluate: $(INSTALLED) ## score RUN=<run id or directory> on the dev splits; PREDICT=<dir> writes test predictions
+	@$(call needs,RUN)
 	@$(BIN)/python -m lightning_glue.evaluate $(call option,,$(RUN)) $(where) $(call option,--predict,$(PREDICT)) $(ARGS)
 
 preprocess: $(INSTALLED) ## write TASK (none: all) in fairseq's binary layout, as preprocess_GLUE_tasks.sh does
@@ -94,7 +96,8 @@ report: $(INSTALLED) ## table of the runs over their seeds, of TASK or of all; A
 	@$(BIN)/python -m lightning_glue.report $(call option,--task,$(TASK)) $(ARGS)
 
 register: $(INSTALLED) ## register the best model of RUN=<run id>; the best of its task is champion
-	@$(BIN)/python -m lightning_glue.registry $(RUN) $(ARGS)
+	@$(call needs,RUN)
+	@$(BIN)/python -m lightning_glue.registry $(call option,,$(RUN)) $(ARGS)
 
 server: $(INSTALLED) ## serve the runs on 127.0.0.1:5000; DB=postgresql://... ARTIFACTS=s3://... HOSTS=names: for a team
 	@$(if $(MLFLOW_BACKEND_STORE_URI),$(PIP) -e '.[server]')

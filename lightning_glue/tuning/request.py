@@ -117,6 +117,8 @@ def compose_search(request: Request) -> Search:
         workers=request.workers, gpus=gpus, gpus_per_trial=request.gpus_per_trial,
         trials_per_gpu=request.trials_per_gpu, procs=request.procs,
     )  # fmt: skip
+    if config.trainer.max_steps > 0:  # trials of the same length: what ends them is said already
+        fixed = fixed | {"trainer.max_epochs"}
     space = make_space(tune.parameters, fixed)
     return Search(config, tune, space, where, tune.trials if asked else None)
 

@@ -33,6 +33,11 @@ def best_trial(study: SharedStudy) -> FrozenTrial | None:
     return study.look().best
 
 
+def has_collapsed(trial: FrozenTrial, seeds: int) -> bool:
+    """Whether most trainings of a trial came to no more than the majority class."""
+    return 2 * trial.user_attrs.get("collapsed", 0) > seeds
+
+
 def trial_config(search: Search, parameters: Mapping[str, Any]) -> Config:
     """The configuration of a trial, with its first seed."""
     return configuration.unflatten(with_parameters(search.config, parameters))
@@ -82,6 +87,8 @@ def report_study(search: Search, study: SharedStudy, tracking: StudyTracking, st
         print(f"best trial {best.number}: {search.metric} {value_of(best):.4f}")
         for key, value in best.params.items():
             print(f"  {key:<28}{value:.6g}" if isinstance(value, float) else f"  {key:<28}{value}")
+        if has_collapsed(best, search.tune.seeds):
+            print("  no better than saying the majority class: try more trials or epochs, or smaller learning rates")
     print(f"run: {hide_secrets(tracking.tracker.describe())}\nnext:")
     # Another study of the task may have written its own recipe meanwhile.
     kept = best is not None and keep_recipe(search, study, best)

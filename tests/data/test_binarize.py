@@ -65,7 +65,7 @@ def test_bytes_equal_those_of_fairseqs_script(task: str, glue_dir: Path, bpe_dir
     assert "input1/valid.bin" in ours
 
 
-@pytest.mark.parametrize("task", [torture("MNLI"), torture("QQP"), "CoLA"])
+@pytest.mark.parametrize("task", [torture("MNLI"), torture("QQP"), torture("CoLA")])
 def test_special_layouts_equal_those_of_fairseqs_script(task: str, bpe_dir: Path, tmp_path: Path) -> None:
     """Two dev sets, rows fairseq drops, no header: on short files, since the script is slow."""
     glue = sources.glue_directory(TASKS[task], "sample", None)

@@ -77,6 +77,7 @@ def test_logits_and_gradients_equal_fairseqs(
     assert_equal_to_stock(model, batch(lengths))
 
 
+@pytest.mark.torture
 def test_real_batches_through_pretrained_weights(minilm: Pretrained, glue_dir: Path, tmp_path: Path) -> None:
     task = get_task("RTE")
     prepared = binarize.prepare(task, glue_dir, minilm.tokenizer, tmp_path, "stop")

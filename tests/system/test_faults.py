@@ -165,6 +165,7 @@ def _wait_for_growth(journal: Journal, records: int) -> None:
     pytest.fail("the training does not go on")
 
 
+@pytest.mark.torture
 def test_a_server_that_never_comes_back_costs_nothing(whole: Path, tmp_path: Path) -> None:
     (tmp_path / "server").mkdir()
     server = MlflowServer(tmp_path / "server")
@@ -258,6 +259,7 @@ def test_under_torchrun_the_crash_of_another_process_is_on_the_run(tmp_path: Pat
     assert "no such luck" in text
 
 
+@pytest.mark.torture
 def test_under_torchrun_a_mistake_is_the_same_line_in_every_process(tmp_path: Path) -> None:
     process = start(tmp_path / "run", "--resume", "0" * 32, launcher=TORCHRUN)
     _, errors = process.communicate(timeout=200)

@@ -76,6 +76,7 @@ def assert_private(folder: Path) -> None:
         assert (folder / name).stat().st_mode & 0o077 == 0, name
 
 
+@pytest.mark.torture
 def test_a_training_keeps_the_servers_password_to_itself(
     server: MlflowServer, tmp_path: Path, cache: Path, bpe_dir: Path
 ) -> None:
@@ -92,6 +93,7 @@ def test_a_training_keeps_the_servers_password_to_itself(
     assert found.info.status == "FINISHED" and found.data.params["tracking.uri"].startswith("http://ann:***@")
 
 
+@pytest.mark.torture
 def test_a_search_keeps_its_storages_password_to_itself(tmp_path: Path, cache: Path, bpe_dir: Path) -> None:
     database = Postgres()
     try:

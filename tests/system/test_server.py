@@ -122,6 +122,7 @@ def test_a_training_reaches_the_database_and_the_artifact_store(
     assert {"checkpoints", "fairseq", "figures"} <= {item.path for item in client.list_artifacts(found.info.run_id)}
 
 
+@pytest.mark.torture
 def test_its_model_is_registered_through_the_server_and_predicts(
     team: tuple[str, Path], trained: subprocess.CompletedProcess[str]
 ) -> None:
@@ -148,6 +149,7 @@ def test_a_refused_training_says_so_at_once(team: tuple[str, Path], bpe_dir: Pat
     assert not (tmp_path / "mlruns").exists()
 
 
+@pytest.mark.torture
 def test_alone_it_serves_this_folder_with_no_password(tmp_path: Path) -> None:
     process, url = start(tmp_path)
     assert status(url) == 200

@@ -165,6 +165,7 @@ def test_another_task_starts_from_the_run(wnli: tuple[Path, str], bpe_dir: Path,
             assert torch.equal(tensor, last[name]), name
 
 
+@pytest.mark.torture
 def test_regression_logs_its_correlations_and_a_scatter(cache: Path, bpe_dir: Path, tmp_path: Path) -> None:
     run("lightning_glue.train", "--task", "STS-B", *TINY, *SHORT, cwd=tmp_path, ROBERTA_BPE_DIR=str(bpe_dir))
     client, found = only_run(tmp_path, "glue-sts-b-sample")
@@ -202,6 +203,7 @@ def test_two_processes_make_the_same_run_as_one(cache: Path, bpe_dir: Path, tmp_
         assert [v for _, v in histories[2][name]] == pytest.approx([v for _, v in histories[1][name]], rel=2e-3), name
 
 
+@pytest.mark.torture
 def test_accumulation_changes_nothing(cache: Path, bpe_dir: Path, tmp_path: Path) -> None:
     curves = []
     for accumulate in (1, 4):
@@ -216,6 +218,7 @@ def test_accumulation_changes_nothing(cache: Path, bpe_dir: Path, tmp_path: Path
     assert [value for _, value in curves[1]] == pytest.approx([value for _, value in curves[0]], rel=2e-3)
 
 
+@pytest.mark.torture
 def test_torchrun_starts_the_same_program(cache: Path, bpe_dir: Path, tmp_path: Path) -> None:
     command = ["torch.distributed.run", "--nproc-per-node", "2", "-m", "lightning_glue.train", "--task", "WNLI", *TINY]
     run(*command, *SHORT, "trainer.max_steps=6", cwd=tmp_path, ROBERTA_BPE_DIR=str(bpe_dir))
@@ -242,7 +245,7 @@ def start_long_training(folder: Path, bpe_dir: Path) -> subprocess.Popen[str]:
 
 @pytest.mark.parametrize(
     ("number", "code"),
-    [(signal.SIGTERM, 143), (signal.SIGINT, 130), torture(signal.SIGUSR1, 138), torture(signal.SIGHUP, 129)],
+    [(signal.SIGTERM, 143), torture(signal.SIGINT, 130), torture(signal.SIGUSR1, 138), torture(signal.SIGHUP, 129)],
 )
 def test_a_stopped_training_is_killed_not_finished_and_says_where_it_goes_on(
     number: signal.Signals, code: int, cache: Path, bpe_dir: Path, tmp_path: Path
@@ -261,6 +264,7 @@ def test_a_stopped_training_is_killed_not_finished_and_says_where_it_goes_on(
     assert found.info.end_time / 1000 <= time.time()
 
 
+@pytest.mark.torture
 def test_a_second_ctrl_c_ends_at_once(cache: Path, bpe_dir: Path, tmp_path: Path) -> None:
     """In a step that never comes to its end."""
     code = """
@@ -290,6 +294,7 @@ train.main()
     pytest.fail("the run does not read KILLED")
 
 
+@pytest.mark.torture
 def test_a_signal_while_the_model_is_built_is_one_line(cache: Path, bpe_dir: Path, tmp_path: Path) -> None:
     code = """
 import os, signal, sys

@@ -131,6 +131,7 @@ def test_a_search_is_tracked_drawn_and_leaves_a_recipe(project: Path) -> None:
     output = run("lightning_glue.train", "--experiment", "tuned/WNLI", "trainer.gpus=0", cwd=project, PYTHONPATH=".")
     assert f"tiny, 2 epochs, batch 32, lr {winner.params['optimizer.lr']:g}" in output.stdout
     assert f"best trial {winner.number}: " in result.stdout
+    assert ("no better than saying the majority class" in result.stdout) == bool(winner.user_attrs["collapsed"])
     assert f"trial {winner.number} of " in recipe.read_text()
 
     recipe.write_text("of another study")
@@ -202,6 +203,7 @@ def test_stopping_a_search_leaves_no_process_and_no_lost_trial(project: Path, nu
     assert (parent.info.status, nested.info.status) == ("KILLED", "KILLED")
 
 
+@pytest.mark.torture
 def test_the_prune_decision_reaches_every_process_of_a_trial(project: Path) -> None:
     study = SharedStudy(
         "wnli",

@@ -14,7 +14,10 @@ from helpers.project import run
 if TYPE_CHECKING:
     from selenium.webdriver import Chrome
 
-pytestmark = pytest.mark.skipif(browser.missing() is not None, reason=browser.missing() or "")
+pytestmark = [
+    pytest.mark.torture,
+    pytest.mark.skipif(browser.missing() is not None, reason=browser.missing() or ""),
+]
 
 _IMAGE = "return [...document.images].filter(i => i.alt.includes(arguments[0])).map(i => i.naturalWidth)[0] || 0"
 

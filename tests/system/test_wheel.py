@@ -79,6 +79,7 @@ def test_sdist_and_wheel_hold_what_they_must_and_no_more(built: tuple[Path, Path
     assert any(name.startswith("lightning_glue/conf/task/") for name in names)
 
 
+@pytest.mark.torture
 def test_it_trains_the_demo_and_searches_in_an_empty_folder(
     python: Path, tmp_path: Path, cache: Path, bpe_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -35,6 +35,7 @@ def tables(database: Path) -> set[str]:
         return {name for (name,) in connection.execute("select name from sqlite_master where type = 'table'")}
 
 
+@pytest.mark.torture
 def test_four_processes_at_once_make_one_whole_database(here: Path) -> None:
     code = "from lightning_glue.tracking.client import connect; print(len(connect(None).search_experiments()))"
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}

@@ -83,6 +83,7 @@ def the_run(uri: str, experiment: str) -> mlflow.entities.Run:
     return found
 
 
+@pytest.mark.torture
 def test_everything_arrives_though_the_server_goes_away(
     server: MlflowServer, experiment: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

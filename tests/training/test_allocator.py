@@ -29,6 +29,7 @@ def faults(allocator: str) -> int:
     return int(subprocess.run([sys.executable, "-c", _FAULTS, allocator], capture_output=True, text=True).stdout)
 
 
+@pytest.mark.torture
 @pytest.mark.skipif(sys.platform != "linux", reason="only glibc has mallopt")
 def test_pages_are_cleared_once() -> None:
     pages = _TIMES * _BYTES // 4096

@@ -151,6 +151,7 @@ print(auto_batch.fitting(config, 1, attempt, fixed=False))
 """
 
 
+@pytest.mark.torture
 def test_a_machine_without_memory_gets_smaller_micro_batches(bpe_dir: Path, cache: Path, tmp_path: Path) -> None:
     """The allocator itself says so, to a process that may have no more."""
     command = [sys.executable, "-c", LIMITED, str(bpe_dir), str(128 << 20)]

@@ -165,7 +165,7 @@ def reference(home: Path, start: Callable[..., None]) -> Path:
         torture("training_step", 6, crash, RuntimeError),  # right after one
         ("training_step", 9, crash, RuntimeError),
         torture("training_step", 20, crash, RuntimeError),  # first of an epoch
-        ("validation_step", 1, crash, RuntimeError),  # in an evaluation
+        torture("validation_step", 1, crash, RuntimeError),  # in an evaluation
         torture("training_step", 0, sigterm, SystemExit),
         torture("training_step", 11, sigterm, SystemExit),  # right before an evaluation
         torture("training_step", 19, sigterm, SystemExit),  # last of an epoch
@@ -203,7 +203,7 @@ def test_resumed_equals_uninterrupted(
         torture(["trainer.early_stopping_patience=1", "optimizer.lr=0"], 11),
         torture(["trainer.precision=bf16-mixed", "data.length_pool=3"], 33),
         # evaluations after 8 micro-batches, not after 6: no optimizer step is cut in two
-        (["trainer.accumulate=4", "trainer.val_check_interval=6", "trainer.max_epochs=2"], 21),
+        torture(["trainer.accumulate=4", "trainer.val_check_interval=6", "trainer.max_epochs=2"], 21),
     ],
 )
 def test_other_ways_to_train_resume_as_exactly(
@@ -218,6 +218,7 @@ def test_other_ways_to_train_resume_as_exactly(
     assert_same(tmp_path / "run", tmp_path / "whole")
 
 
+@pytest.mark.torture
 def test_the_last_steps_are_evaluated_and_that_is_resumed_exactly(
     start: Callable[..., None], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -453,6 +454,7 @@ def interrupted(start: Callable[..., None], folder: Path, monkeypatch: pytest.Mo
     return the_run(folder)[1].info.run_id
 
 
+@pytest.mark.torture
 def test_a_moved_project_goes_on_where_it_is(
     reference: Path, start: Callable[..., None], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

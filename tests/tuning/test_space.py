@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import optuna
 import pytest
+from helpers.project import torture
 from hypothesis import given
 from hypothesis import strategies as st
 from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
@@ -11,6 +12,7 @@ from optuna.distributions import CategoricalDistribution, FloatDistribution, Int
 from lightning_glue.config import compose, compose_tune, identity, unflatten
 from lightning_glue.errors import UserError
 from lightning_glue.tasks import TRAINABLE
+from lightning_glue.tuning.request import Request, compose_search
 from lightning_glue.tuning.space import first_trials, make_space, suggest_parameters, with_parameters
 
 
@@ -89,7 +91,7 @@ def test_a_first_trial_outside_the_space_is_refused() -> None:
         first_trials(tune, config, make_space(tune.parameters, set()))
 
 
-@pytest.mark.parametrize("factor", ["3", "0.7", "1.1", "7", "0.1"])
+@pytest.mark.parametrize("factor", ["3", torture("0.7"), torture("1.1"), torture("7"), "0.1"])
 @pytest.mark.parametrize("space", ["paper", "wide"])
 def test_the_recipe_lies_in_the_space_whatever_the_factor_of_the_model(factor: str, space: str) -> None:
     for task in TRAINABLE:  # 3 x 1e-5 is 3.0000000000000004e-05, and the choice is 3e-05
@@ -125,3 +127,11 @@ def test_suggestions_lie_in_the_space(sizes: list[int], low: float, factor: floa
     values = suggest_parameters(study.ask(), space)
     assert values["data.batch_size"] in sizes
     assert low <= values["optimizer.lr"] <= low * factor
+
+
+def test_epochs_are_not_searched_where_steps_end_every_trial() -> None:
+    def space(*overrides: str) -> set[str]:
+        return set(compose_search(Request("RTE", gpus=0, overrides=overrides)).space)
+
+    assert space() - space("trainer.max_steps=30") == {"trainer.max_epochs"}
+    assert space() == space("trainer.max_steps=-1")

@@ -15,7 +15,7 @@ import optuna
 import pytest
 from helpers.control import SPACE, control, share
 from helpers.postgres import Postgres
-from helpers.project import ROOT
+from helpers.project import ROOT, torture
 from optuna.distributions import CategoricalDistribution
 from optuna.trial import TrialState
 
@@ -40,7 +40,7 @@ def quiet_and_elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
     monkeypatch.setenv("PYTHONPATH", f"{ROOT}:{ROOT / 'tests'}")
 
 
-@pytest.fixture(params=["sqlite", "journal"])
+@pytest.fixture(params=["sqlite", torture("journal")])
 def storage(request: pytest.FixtureRequest, tmp_path: Path) -> str:
     return f"sqlite:///{tmp_path / 'study.db'}" if request.param == "sqlite" else str(tmp_path / "study.journal")
 
@@ -163,7 +163,7 @@ def test_fewer_trials_than_before_are_all_that_is_done(storage: str) -> None:
     assert share(storage, "fewer", 6).left()[0] == 4
 
 
-@pytest.mark.parametrize("kind", ["sqlite", "journal", "postgresql"])
+@pytest.mark.parametrize("kind", ["sqlite", torture("journal"), torture("postgresql")])
 def test_a_trial_has_one_owner_however_many_reach_for_it(
     kind: str, tmp_path: Path, request: pytest.FixtureRequest
 ) -> None:
@@ -214,7 +214,7 @@ def work_together(storage: str, name: str, total: int, controllers: int) -> list
     return [trial for trial in trials if trial.state == TrialState.COMPLETE]
 
 
-@pytest.mark.parametrize("kind", ["sqlite", "journal", "postgresql"])
+@pytest.mark.parametrize("kind", ["sqlite", torture("journal"), torture("postgresql")])
 def test_controllers_that_raise_the_number_of_trials_at_once_get_exactly_that(
     kind: str, tmp_path: Path, request: pytest.FixtureRequest
 ) -> None:
@@ -245,6 +245,7 @@ def test_two_controllers_that_queue_the_same_slot_run_one_trial(storage: str) ->
     assert [is_surplus(trial) for trial in one.trials()] == [False, True]
 
 
+@pytest.mark.torture
 def test_a_maker_that_dies_over_the_queue_leaves_nothing_out(storage: str) -> None:
     code = (
         "import os; from helpers.control import *; made = []; real = SharedStudy._make\n"
@@ -439,6 +440,7 @@ def test_optunas_grpc_proxy_serves_controllers_without_a_database_driver(tmp_pat
         proxy.wait()
 
 
+@pytest.mark.torture
 def test_a_study_outlives_a_restart_of_its_database(postgres: Postgres) -> None:
     url = postgres.new_database("restarted")
     controller = start_controller(url, 30, CHEAP_SECONDS="0.05")

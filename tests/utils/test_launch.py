@@ -150,6 +150,7 @@ def asked(environment: dict[str, str]) -> list[str]:
     return result.stdout.splitlines()
 
 
+@pytest.mark.torture
 def test_lightning_is_told_the_same() -> None:
     nodes = {"SLURM_STEP_NODELIST": "n[3-4]"}
     assert asked({**srun(4, 2, 3), **nodes}) == ["Srun 3 True 1", f"4 3 1 n3 {15000 + 16 * 4242 % 15000}"]

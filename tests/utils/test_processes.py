@@ -176,6 +176,7 @@ def test_a_rank_that_still_imports_ends_with_rank_0(bpe_dir: Path, cache: Path, 
     assert ended(other.pid)
 
 
+@pytest.mark.torture
 def test_ranks_end_with_torchrun(bpe_dir: Path, cache: Path, tmp_path: Path) -> None:
     command = ["torch.distributed.run", "--nproc-per-node", "2", "--standalone", "-m", *TRAIN]
     torchrun = run_module(tmp_path, *command, "trainer.max_epochs=2000", ROBERTA_BPE_DIR=str(bpe_dir))
@@ -196,7 +197,7 @@ def test_workers_that_still_import_end_with_the_controller(tmp_path: Path) -> No
     assert all(ended(worker.pid) for worker in workers)
 
 
-@pytest.mark.parametrize("killed", ["itself", torture("mlflow server"), torture("uvicorn")])
+@pytest.mark.parametrize("killed", [torture("itself"), torture("mlflow server"), torture("uvicorn")])
 def test_nothing_of_a_server_is_left_whichever_of_its_processes_dies(
     killed: str, tmp_path: Path, new_store: Callable[[Path], None]
 ) -> None:
