@@ -118,7 +118,7 @@ coverage: $(INSTALLED) ## line coverage of the package by the tests, their proce
 mutate: $(INSTALLED) ## make ten lines wrong, one after the other, in a copy: a test has to notice each
 	@$(BIN)/python tests/helpers/mutations.py $(ARGS)
 
-torture: $(INSTALLED) ## kill trainings, cut the power, fill the disk, feed hostile files; TORTURE_SEED=<n> repeats a run
+torture: $(INSTALLED) ## the longer tests: kills, power cuts, full disks, whole programs; TORTURE_SEED=<n> repeats a run
 	@$(BIN)/python -m pytest -m torture --timeout 900 $(ARGS)
 
 picture: $(INSTALLED) ## take the README's picture again, of the runs of SST-2 here
