@@ -1,0 +1,185 @@
+"""What has happened in a benchmark: ``ledger.jsonl``, a JSON object a line, only ever appended to, by all drivers.
+
+    {"time", "job", "state", "session", "driver", ...}      seconds since 1970; who writes
+
+    started   slot, devices: a driver has given the job to a slot
+    run       run_id: the training has its MLflow run
+    done      id, of, run_id, metrics, value, seconds, slot
+    died      message: its process ended by itself; it is tried again
+    stopped   it was told to, in order
+    failed    kind, message: it is not tried again before the command is
+    lost      message: it was done, and what came of it is no more
+    dropped   the exported model of a training was deleted, as ``keep`` says
+    registered   model, version: as which it is in MLflow's registry
+
+``id`` is another one each time a job is done, and ``of`` has those of the jobs it was made from: a job is done only for
+the inputs it was done with, so that one more seed makes ensembles and report anew and nothing else.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import itertools
+import json
+import os
+import time
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from lightning_glue.pipeline.graph import Graph
+
+Event = dict[str, Any]
+
+
+@dataclass
+class Entry:
+    """What the ledger says of a job.
+
+    Attributes:
+        done: the event, unless it was lost since.
+        failed: the event, of this session alone.
+        attempts: how often it was started in this session and not stopped in order.
+        run_id: of its run, the last one.
+        dropped, registered: whether its exported model was deleted, is registered.
+    """
+
+    done: Event | None = None
+    failed: Event | None = None
+    attempts: int = 0
+    run_id: str = ""
+    dropped: bool = False
+    registered: bool = False
+
+
+@dataclass
+class Ledger:
+    """Attributes: session: of the drivers at work; failures and attempts of earlier ones do not count."""
+
+    path: Path
+    session: str = ""
+    driver: str = ""
+    entries: dict[str, Entry] = field(default_factory=dict)
+    events: list[Event] = field(default_factory=list)
+    _offset: int = 0
+
+    def entry(self, job: str) -> Entry:
+        return self.entries.setdefault(job, Entry())
+
+    def append(self, job: str, state: str, **more: Any) -> Event:
+        """Write an event behind all that is there, on the disk when this returns, and take it in.
+
+        Raises:
+            OSError: the disk is full, for instance.
+        """
+        now = round(time.time(), 3)
+        event = {"time": now, "job": job, "state": state, "session": self.session, "driver": self.driver, **more}
+        with open(self.path, "a+b", buffering=0) as file:
+            fcntl.flock(file, fcntl.LOCK_EX)
+            end = file.seek(0, os.SEEK_END)
+            torn = end and os.pread(file.fileno(), 1, end - 1) != b"\n"  # by a driver that was killed
+            data = (b"\n" if torn else b"") + json.dumps(event).encode() + b"\n"
+            while data:
+                data = data[file.write(data) :]
+            os.fsync(file.fileno())
+        self.refresh()
+        return event
+
+    def refresh(self) -> bool:
+        """Take in what was written since, by whomever; whether there was something."""
+        try:
+            with open(self.path, "rb") as file:
+                file.seek(self._offset)
+                whole, newline, _ = file.read().rpartition(b"\n")
+        except FileNotFoundError:
+            return False
+        self._offset += len(whole + newline)
+        new = [event for line in whole.split(b"\n") if (event := _read(line))]
+        for event in new:
+            self._take(event)
+        return bool(new)
+
+    def _take(self, event: Event) -> None:
+        self.events.append(event)
+        entry, ours = self.entry(event["job"]), event.get("session") == self.session
+        match event["state"]:
+            case "started":
+                entry.attempts += ours
+            case "stopped":
+                entry.attempts -= ours
+            case "run":
+                entry.run_id = event["run_id"]
+            case "done":
+                entry.done, entry.failed, entry.run_id = event, None, event.get("run_id", "")
+                entry.dropped = entry.registered = False
+            case "failed":
+                entry.failed = event if ours else None
+                entry.run_id = entry.run_id if event.get("kind") == "died" else ""  # the run is not gone on with
+            case "lost":
+                entry.done, entry.run_id = None, ""
+            case "dropped":
+                entry.dropped = True
+            case "registered":
+                entry.registered = True
+
+    def done(self, graph: Graph) -> set[str]:
+        """The jobs that are done with the inputs that there are now."""
+        found: dict[str, str] = {}
+        for node in graph.values():
+            event = self.entry(node.name).done
+            now = {name: found[name] for name in node.inputs if name in found}
+            if event and event["of"] == now:
+                found[node.name] = event["id"]
+        return set(found)
+
+    def inputs(self, graph: Graph, job: str) -> dict[str, str]:
+        """What ``of`` is to be where the job is done now."""
+        done = self.done(graph)
+        return {name: self.ids(name) for name in graph[job].inputs if name in done}
+
+    def ids(self, job: str) -> str:
+        event = self.entry(job).done
+        return event["id"] if event else ""
+
+    def failed(self, graph: Graph) -> dict[str, str]:
+        """Why jobs failed in this session."""
+        entries = {name: self.entry(name).failed for name in graph}
+        return {name: event.get("message", "") for name, event in entries.items() if event}
+
+    def metrics(self, job: str) -> Mapping[str, float]:
+        """Of a job that is done."""
+        event = self.entry(job).done
+        return (event or {}).get("metrics") or {}
+
+
+def _read(line: bytes) -> Event | None:
+    """A line's event; None for one that was not written to its end, or is of another kind."""
+    try:
+        event = json.loads(line)
+    except (ValueError, RecursionError):
+        return None
+    known = isinstance(event, dict) and isinstance(event.get("job"), str) and isinstance(event.get("state"), str)
+    if not known or not isinstance(event.get("time"), int | float):
+        return None
+    if event["state"] == "done" and not (isinstance(event.get("id"), str) and isinstance(event.get("of"), dict)):
+        return None
+    return event if event["state"] != "run" or isinstance(event.get("run_id"), str) else None
+
+
+def idle_share(events: Iterable[Event]) -> tuple[float, float]:
+    """Seconds that slots were idle between two of their jobs, and seconds from the first job's start to the last end.
+
+    A slot that has no job after its last one is not idle: there was none left for it.
+    """
+    idle = total = 0.0
+    slots: dict[tuple[str, Any], list[tuple[float, str]]] = {}
+    for event in events:
+        if event["state"] in ("started", "done", "died", "failed", "stopped") and "slot" in event:
+            slots.setdefault((event.get("driver", ""), event["slot"]), []).append((event["time"], event["state"]))
+    for found in slots.values():
+        found.sort()
+        total += found[-1][0] - found[0][0]
+        for (before, ended), (after, begun) in itertools.pairwise(found):
+            idle += after - before if begun == "started" and ended != "started" else 0.0
+    return idle, total
