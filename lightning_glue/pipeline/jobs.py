@@ -117,6 +117,7 @@ def _train(job: Job, tell_run: Callable[[str], None]) -> Fitted:
         return finished
     caller = BenchmarkCaller(job, tell_run)
     try:
+        # A registered model is a run's export, which may not stay: the best one is registered when all is done.
         training = train(configuration.unflatten(job.config), caller)
     except (Diverged, OutOfMemory):
         raise

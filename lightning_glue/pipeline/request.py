@@ -168,7 +168,6 @@ def _compose(request: Request, task: str, gpus: int) -> Config:
     if recipe and recipe != request.experiment and recipe not in configuration.experiments():
         log.info("%s has no recipe %s: conf/task/%s.yaml it is", task, recipe, task)
         recipe = None
-    # A registered model is a run's export, which ``keep`` may delete: only those that stay are registered, at the end.
     given = [f"trainer.gpus={int(bool(gpus))}", *request.overrides]
     return with_default_model(
         lambda model: configuration.compose(given, task=task, model=model, data=request.data, experiment=recipe),
@@ -265,7 +264,6 @@ def _as_stored(task: str, config: Config, asked: dict[str, Any], stored: dict[st
     flat |= {
         "tracking.experiment": asked["experiment"],
         "tracking.checkpoints": True,
-        "tracking.register": False,
     }
     return flat
 
