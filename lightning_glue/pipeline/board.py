@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -89,7 +90,8 @@ class Board:
         self._print(f"{node.name} {state}{again}{value}  {spent}{reason}  {self.counts()}")
 
     def _print(self, line: str) -> None:
-        self.console.print(line, highlight=False, markup=False, soft_wrap=True)
+        with suppress(OSError):  # nobody reads it any more
+            self.console.print(line, highlight=False, markup=False, soft_wrap=True)
 
     def counts(self) -> str:
         done = len(self.ledger.done(self.graph))

@@ -91,13 +91,24 @@ def priorities(graph: Graph) -> dict[str, float]:
     return found
 
 
+def gating(graph: Graph) -> set[str]:
+    """The jobs that trainings start from: they come before all others."""
+    return {name for node in graph.values() if node.kind == TRAIN for name in node.needs}
+
+
 @dataclass(frozen=True)
 class Standing:
-    """Attributes: ready: may begin, the most urgent first. lost: failed, or waiting for what will never be done."""
+    """How far a benchmark is.
+
+    Attributes:
+        ready: jobs that may begin, the most urgent first.
+        lost: that failed, or wait for what will never be done.
+        open: neither done nor lost.
+    """
 
     ready: list[str]
     lost: set[str]
-    open: set[str]  # neither done nor lost
+    open: set[str]
 
 
 def standing(graph: Graph, done: Collection[str], failed: Collection[str]) -> Standing:
@@ -116,8 +127,8 @@ def standing(graph: Graph, done: Collection[str], failed: Collection[str]) -> St
             lost.add(node.name)
         elif len(over) == len(node.after) and all(name in done for name in node.needs):
             ready.append(node.name)
-    urgent = priorities(graph)
-    ready.sort(key=lambda name: -urgent[name])
+    urgent, gates = priorities(graph), gating(graph)
+    ready.sort(key=lambda name: (name not in gates, -urgent[name]))
     return Standing(ready, lost, {name for name in graph if name not in done and name not in lost})
 
 
