@@ -6,7 +6,7 @@ import zipfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -155,7 +155,7 @@ def write_outputs(outputs: Outputs, folder: Path) -> Path:
     """Write ``<split>.npz`` into a folder, which is made if need be; an older one is replaced, whole."""
     make_folder(folder, "outputs")
     path = folder / f"{outputs.split}.npz"
-    arrays = {"outputs": outputs.outputs}
+    arrays: dict[str, Any] = {"outputs": outputs.outputs}
     if outputs.targets is not None:
         arrays["targets"] = outputs.targets
     if outputs.index is not None:
