@@ -79,11 +79,12 @@ def clear_checkpoints(benchmark: Path, job: str, *, run: bool = False) -> None:
 
 
 def chosen_seeds(values: dict[int, float], keep: str) -> set[int]:
-    """The seeds whose models stay, of the values of the selection metric by seed; the first of equals."""
+    """The seeds whose models stay, by the selection metric of each: the (lower) median or the best, the first of equals."""
     if keep == "all":
         return set(values)
-    ordered = sorted(values, key=lambda seed: (-values[seed], seed))
-    return {ordered[0] if keep == "best" else ordered[len(ordered) // 2]} if ordered else set()
+    ordered = sorted(values.values())
+    wanted = ordered[-1:] if keep == "best" else ordered[(len(ordered) - 1) // 2 :][:1]
+    return set(sorted(seed for seed, value in values.items() if value in wanted)[:1])
 
 
 def trained(graph: Graph, ledger: Ledger) -> dict[str, dict[int, Node]]:

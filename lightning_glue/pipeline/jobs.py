@@ -181,7 +181,7 @@ def _soup(job: Job) -> Fitted:
     from lightning_glue.pipeline.soup import greedy_soup
 
     soup = greedy_soup(job.todo["runs"], job.config["tracking.uri"], Path(job.todo["out"]))
-    return Fitted("", dict(getattr(soup, "scores", {})), None)
+    return Fitted("", soup.scores, None)
 
 
 def _report(job: Job) -> Fitted:

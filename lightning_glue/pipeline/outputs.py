@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -155,7 +155,7 @@ def write_outputs(outputs: Outputs, folder: Path) -> Path:
     """Write ``<split>.npz`` into a folder, which is made if need be; an older one is replaced, whole."""
     make_folder(folder, "outputs")
     path = folder / f"{outputs.split}.npz"
-    arrays = {"outputs": outputs.outputs}
+    arrays: dict[str, Any] = {"outputs": outputs.outputs}
     if outputs.targets is not None:
         arrays["targets"] = outputs.targets
     if outputs.index is not None:
@@ -165,14 +165,18 @@ def write_outputs(outputs: Outputs, folder: Path) -> Path:
     return path
 
 
-def read_outputs(folder: Path) -> dict[str, Outputs]:
+def read_outputs(folder: Path, splits: Collection[str] | None = None) -> dict[str, Outputs]:
     """The outputs in ``outputs/<TASK>/<seed-k>``, by split; none where there is no such folder.
+
+    Args:
+        splits: names of those to read; None: all that are there.
 
     Raises:
         DataError: a file that is none of ours, or not whole; names it.
     """
     task = get_task(folder.parent.name)
-    paths = [(split.name, folder / f"{split.name}.npz") for split in task.dev + task.test]
+    paths = [(split.name, folder / f"{split.name}.npz") for split in task.dev + task.test
+             if splits is None or split.name in splits]  # fmt: skip
     return {name: _read(task, name, path) for name, path in paths if path.is_file()}
 
 
