@@ -107,11 +107,9 @@ def look_at_store(benchmark: Benchmark, graph: Graph, ledger: Ledger, *, alone: 
         if not (alone and free):
             return
         trainings = [name for name, node in graph.items() if node.kind == TRAIN]
-        compare_with_store(benchmark, ledger, trainings)
-        done = ledger.done(graph)
-        for name in trainings:
-            if name in done or not ledger.entry(name).run_id:
-                clear_checkpoints(benchmark.folder, name, run=name not in done)
+        gone = compare_with_store(benchmark, ledger, trainings)
+        for name in {*gone, *ledger.done(graph)} & {*trainings}:
+            clear_checkpoints(benchmark.folder, name, run=name in gone)
 
 
 def carry_on(

@@ -32,6 +32,14 @@ def work_folder(benchmark: Path, job: str) -> Path:
     return benchmark / "work" / job.replace("/", ".")
 
 
+def read_run(work: Path) -> str:
+    """The run that a training has had, as its worker noted; empty where there is none."""
+    try:
+        return (work / "run").read_text().strip()
+    except OSError:
+        return ""
+
+
 def bytes_needed(model: int, trainings: int, at_once: int, *, remote: bool) -> int:
     """The most that is on the disk at any time, besides what is there.
 
@@ -79,7 +87,7 @@ def clear_checkpoints(benchmark: Path, job: str, *, run: bool = False) -> None:
 
 
 def chosen_seeds(values: dict[int, float], keep: str) -> set[int]:
-    """The seeds whose models stay, by the selection metric of each: the (lower) median or the best, the first of equals."""
+    """The seeds whose models stay, by their selection metric; of equals the first, of an even number the lower."""
     if keep == "all":
         return set(values)
     ordered = sorted(values.values())

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping
-from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +19,7 @@ from lightning_glue.config import Config
 from lightning_glue.errors import Diverged, OutOfMemory, UserError
 from lightning_glue.execution.job import Fitted, Job, Report, TrainingFailed
 from lightning_glue.execution.train_job import preload as preload
+from lightning_glue.pipeline.disk import read_run
 from lightning_glue.pipeline.drivers import lock
 from lightning_glue.training.build import Warm
 from lightning_glue.training.run import Caller, Training, train
@@ -105,13 +105,6 @@ class BenchmarkCaller(Caller):
         self.tell_run(run_id)
 
 
-def read_run(folder: Path) -> str:
-    """The run that a job has had in its folder; empty where there is none."""
-    with suppress(OSError):
-        return (folder / "run").read_text().strip()
-    return ""
-
-
 def _train(job: Job, tell_run: Callable[[str], None]) -> Fitted:
     if not is_distributed_child() and (finished := _finished(job)):
         return finished
@@ -146,10 +139,7 @@ def best_metrics(run_id: str, uri: str | None) -> dict[str, float]:
     from lightning_glue.tracking.client import open_store
 
     client, _ = open_store(uri)
-    return best_of(client.get_run(run_id).data.metrics)
-
-
-def best_of(metrics: Mapping[str, float]) -> dict[str, float]:
+    metrics = client.get_run(run_id).data.metrics
     return {name.removeprefix("best/"): value for name, value in metrics.items() if name.startswith("best/")}
 
 

@@ -6,9 +6,11 @@ import shutil
 import uuid
 from collections.abc import Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from lightning_glue.errors import UserError
+from lightning_glue.pipeline.disk import EXPORT_TAG, read_run, work_folder
+from lightning_glue.pipeline.graph import PREDICT
 from lightning_glue.tasks import get_task
 from lightning_glue.tracking import provenance
 from lightning_glue.utils.logs import log
@@ -105,34 +107,37 @@ def recorded_runs(benchmark: Benchmark) -> dict[str, list[Run]] | None:
     return found
 
 
-def compare_with_store(benchmark: Benchmark, ledger: Ledger, trainings: Iterable[str]) -> None:
-    """Make the ledger say what MLflow has: trainings that it lacks are done, those that MLflow has lost are not."""
-    from lightning_glue.pipeline.jobs import best_of
+def compare_with_store(benchmark: Benchmark, ledger: Ledger, trainings: Iterable[str]) -> set[str]:
+    """Make the ledger say what MLflow has: trainings that it lacks are done, those that MLflow has lost are not.
+
+    Returns:
+        The trainings whose run MLflow has lost, done or not: they begin anew.
+    """
+    jobs, recorded = list(trainings), recorded_runs(benchmark)
+    gone = set[str]()
+    for job in jobs if recorded is not None else ():
+        entry, runs = ledger.entry(job), (recorded or {}).get(job, [])
+        run_id = entry.run_id or read_run(work_folder(benchmark.folder, job))
+        if run_id and not _is_known(benchmark, run_id, {run.info.run_id for run in runs}):
+            gone.add(job)
+        if entry.done and job in gone:
+            log.info("%s is trained again: MLflow has lost its run %s", job, run_id)
+            ledger.append(job, "lost", message="MLflow has lost its run")
+        if not entry.done and runs and runs[0].info.status == "FINISHED" and _same_config(benchmark, runs[0]):
+            _adopt(benchmark, ledger, job, runs[0])
+    return gone
+
+
+def _is_known(benchmark: Benchmark, run: str, known: set[str]) -> bool:
+    """Whether a run, or that of the journal of this id, is among those that MLflow has, or on its way there."""
     from lightning_glue.tracking.journals import find_journal
-
-    jobs = list(trainings)
-    recorded = recorded_runs(benchmark)
-    if recorded is None:
-        return
-    root = Path(benchmark.any_config["tracking.journal"])
-    for job in jobs:
-        entry, runs = ledger.entry(job), recorded.get(job, [])
-        if entry.done:
-            known = {run.info.run_id for run in runs}
-            if entry.run_id not in known and not _is_known(find_journal(root, entry.run_id), known):
-                log.info("%s is trained again: MLflow has lost its run %s", job, entry.run_id)
-                ledger.append(job, "lost", message="MLflow has lost its run")
-        elif runs and runs[0].info.status == "FINISHED" and _same_config(benchmark, runs[0]):
-            log.info("%s is done: MLflow has its run %s", job, runs[0].info.run_id)
-            _adopt(ledger, job, runs[0], best_of(runs[0].data.metrics))
-
-
-def _is_known(journal: Path | None, runs: set[str]) -> bool:
-    """Whether the run of a journal is among these, or the server has not had it yet."""
     from lightning_glue.tracking.state import State
 
-    run_id = State(journal).run_id if journal else None
-    return journal is not None and (run_id is None or run_id in runs)
+    if run in known:
+        return True
+    journal = find_journal(Path(benchmark.any_config["tracking.journal"]), run)
+    delivered = State(journal).run_id if journal else None
+    return journal is not None and (delivered is None or delivered in known)
 
 
 def _same_config(benchmark: Benchmark, run: Run) -> bool:
@@ -141,11 +146,22 @@ def _same_config(benchmark: Benchmark, run: Run) -> bool:
     return all(params.get(key, str(value))[:_SHOWN] == str(value)[:_SHOWN] for key, value in stored.items())
 
 
-def _adopt(ledger: Ledger, job: str, run: Run, metrics: dict[str, float]) -> None:
-    """Write that a training is done, unless it started from another model of MNLI than the one there is."""
-    start, source = run.data.params.get("init_from", "None"), f"MNLI/{job.split('/')[1]}/train"
-    if start != "None" and ledger.entry(source).run_id != start:
+def _adopt(benchmark: Benchmark, ledger: Ledger, job: str, run: Run) -> None:
+    """Write that a training is done, unless it started from another model of MNLI than the one there is.
+
+    Where its model was deleted, what it said of every split must be there still, and need not be asked again.
+    """
+    task, seed, _ = job.split("/")
+    start, source = run.data.params.get("init_from", "None"), f"MNLI/{seed}/train"
+    dropped, there = EXPORT_TAG in run.data.tags, any((benchmark.folder / "outputs" / task / seed).glob("*.npz"))
+    if (start != "None" and ledger.entry(source).run_id != start) or (dropped and not there):
         return
-    of = {source: ledger.ids(source)} if start != "None" else {}
+    log.info("%s is done: MLflow has its run %s", job, run.info.run_id)
+    scores = {name.removeprefix("best/"): value for name, value in run.data.metrics.items() if name[:5] == "best/"}
+    made: dict[str, Any] = {"id": uuid.uuid4().hex, "of": {source: ledger.ids(source)} if start != "None" else {}}
     seconds = max(0.0, ((run.info.end_time or 0) - run.info.start_time) / 1000)
-    ledger.append(job, "done", id=uuid.uuid4().hex, of=of, run_id=run.info.run_id, metrics=metrics, seconds=seconds)
+    ledger.append(job, "done", **made, run_id=run.info.run_id, metrics=scores, seconds=seconds)
+    if dropped:
+        ledger.append(job, "dropped", run_id=run.info.run_id)
+        predicted = {"id": uuid.uuid4().hex, "of": {job: made["id"]}}
+        ledger.append(f"{task}/{seed}/{PREDICT}", "done", **predicted, run_id="", metrics=scores)
