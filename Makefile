@@ -20,7 +20,7 @@ JOBS_PER_GPU ?=
 KEEP ?=
 ARGS ?=
 
-BENCHMARKS ?= forward train paired tracking tune preprocess startup scaling scale
+BENCHMARKS ?= forward train paired tracking tune glue preprocess startup scaling scale
 
 PYTHON ?= $(firstword $(foreach p,python3.12 python3.11 python3,$(shell $(p) -c 'import sys; print("$(p)" if (3,11) <= sys.version_info[:2] < (3,13) else "")' 2>/dev/null)))
 BIN := .venv/bin

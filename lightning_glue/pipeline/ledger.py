@@ -167,19 +167,36 @@ def _read(line: bytes) -> Event | None:
     return event if event["state"] != "run" or isinstance(event.get("run_id"), str) else None
 
 
-def idle_share(events: Iterable[Event]) -> tuple[float, float]:
-    """Seconds that slots were idle between two of their jobs, and seconds from the first job's start to the last end.
+@dataclass(frozen=True)
+class Idle:
+    """Seconds of all slots together, from the first start of each to the end of its last job.
 
-    A slot that has no job after its last one is not idle: there was none left for it.
+    Attributes:
+        total: at work or idle.
+        given: idle between two jobs though the second one's inputs were there: what the driver takes.
+        waited: idle until they were.
     """
-    idle = total = 0.0
-    slots: dict[tuple[str, Any], list[tuple[float, str]]] = {}
-    for event in events:
+
+    total: float = 0.0
+    given: float = 0.0
+    waited: float = 0.0
+
+
+def idle(events: Iterable[Event]) -> Idle:
+    """How long slots stood still; one that has no job after its last one is not idle: there was none left for it."""
+    known = list(events)
+    ends = {event["job"]: event["time"] for event in known if event["state"] == "done"}
+    inputs = {event["job"]: event["of"] for event in known if event["state"] == "done"}
+    slots: dict[tuple[str, str], list[Event]] = {}
+    for event in known:
         if event["state"] in ("started", "done", "died", "failed", "stopped") and "slot" in event:
-            slots.setdefault((event.get("driver", ""), event["slot"]), []).append((event["time"], event["state"]))
+            slots.setdefault((event.get("driver", ""), event["slot"]), []).append(event)
+    total = given = waited = 0.0
     for found in slots.values():
-        found.sort()
-        total += found[-1][0] - found[0][0]
-        for (before, ended), (after, begun) in itertools.pairwise(found):
-            idle += after - before if begun == "started" and ended != "started" else 0.0
-    return idle, total
+        total += found[-1]["time"] - found[0]["time"]
+        for before, event in itertools.pairwise(found):
+            if event["state"] == "started":
+                ready = max((ends.get(name, 0.0) for name in inputs.get(event["job"], ())), default=0.0)
+                begin = min(max(before["time"], ready), event["time"])
+                given, waited = given + event["time"] - begin, waited + begin - before["time"]
+    return Idle(total, given, waited)

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lightning_glue.pipeline.graph import make_graph
-from lightning_glue.pipeline.ledger import Ledger, idle_share
+from lightning_glue.pipeline.ledger import Idle, Ledger, idle
 
 GRAPH = make_graph({("RTE", 1), ("RTE", 2)}, False, {"RTE": 1.0})
 TRAIN, PREDICT = "RTE/seed-1/train", "RTE/seed-1/predict"
@@ -118,10 +118,13 @@ def test_a_line_that_is_being_written_is_waited_for(ledger: Ledger) -> None:
 
 
 def test_a_slot_is_idle_from_a_jobs_end_to_the_next_ones_start() -> None:
-    def event(time: float, state: str, slot: str = "0") -> dict[str, object]:
-        return {"time": time, "job": "x", "state": state, "slot": slot, "driver": "d1"}
+    def event(time: float, job: str, state: str, slot: str, *of: str) -> dict[str, object]:
+        return {"time": time, "job": job, "state": state, "slot": slot, "driver": "d1", "of": dict.fromkeys(of, "x")}
 
-    events = [event(0, "started"), event(10, "done"), event(11, "started"), event(20, "died"), event(23, "started"),
-              event(30, "done"), event(0, "started", "1"), event(5, "done", "1")]  # fmt: skip
-    assert idle_share(events) == (4, 35)
-    assert idle_share([{"time": 4, "job": "x", "state": "run"}]) == (0, 0)
+    events = [
+        event(0, "a", "started", "0"), event(10, "a", "died", "0"), event(11, "a", "started", "0"),
+        event(0, "b", "started", "1"), event(5, "b", "done", "1"), event(20, "a", "done", "0"),
+        event(23, "c", "started", "1", "a"), event(30, "c", "done", "1", "a"), {"time": 40, "job": "a", "state": "run"},
+    ]  # fmt: skip
+    assert idle(events) == Idle(total=50, given=1 + 3, waited=15)
+    assert idle([{"time": 4, "job": "x", "state": "run"}]) == Idle()
