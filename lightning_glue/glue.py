@@ -55,9 +55,11 @@ def main() -> None:
     if done.stopped_by:
         print("stopped; the same command goes on", file=sys.stderr)
         sys.exit(128 + done.stopped_by)
-    for job, why in done.lost.items():
+    for job, why in done.failed.items():
         print(f"error: {job} failed: {hide_secrets(why)}", file=sys.stderr)
-    sys.exit(1 if done.lost else 0)
+    if done.lost:
+        print(f"error: not done because of that: {', '.join(done.lost)}", file=sys.stderr)
+    sys.exit(1 if done.failed or done.lost else 0)
 
 
 if __name__ == "__main__":

@@ -49,12 +49,14 @@ class Finished:
     """What came of a benchmark.
 
     Attributes:
-        lost: jobs that are not done and will not be, with the reason.
+        failed: jobs that did, with the reason.
+        lost: jobs that are not done because of these.
         stopped_by: the signal that ended it, if one did.
     """
 
     benchmark: Benchmark
-    lost: dict[str, str]
+    failed: dict[str, str]
+    lost: list[str]
     stopped_by: signal.Signals | None = None
 
 
@@ -83,7 +85,7 @@ def run(request: Request, *, shows: bool = True) -> Finished:
         tidy(benchmark, graph, ledger)
         if shows:
             print(f"benchmark {benchmark.name}: nothing is missing ({len(graph)} jobs done), see {benchmark.folder}")
-        return Finished(benchmark, {})
+        return Finished(benchmark, {}, [])
 
 
 def plan(benchmark: Benchmark, ledger: Ledger, roots: dict[str, Path]) -> Graph:
@@ -148,7 +150,8 @@ def carry_on(
             with claim(benchmark.folder, "tidy") as free:
                 if free:
                     tidy(benchmark, graph, ledger)
-        lost = why_lost(graph, ledger)
+        failed = ledger.failed(graph)
+        lost = standing(graph, ledger.done(graph), failed).lost
         status = _status(benchmark, driver.stopped_by, lost, this)
     except KeyboardInterrupt:
         status = "KILLED"
@@ -160,21 +163,14 @@ def carry_on(
         for path in (benchmark.folder / name for name in _FILES):
             if path.is_file():
                 print(f"  {path}")
-    return Finished(benchmark, lost, driver.stopped_by)
+    return Finished(benchmark, failed, [name for name in graph if name in lost - failed.keys()], driver.stopped_by)
 
 
-def _status(benchmark: Benchmark, stopped: signal.Signals | None, lost: dict[str, str], this: Worker) -> str:
+def _status(benchmark: Benchmark, stopped: signal.Signals | None, lost: set[str], this: Worker) -> str:
     """Of the benchmark's run: RUNNING where other drivers go on."""
     if any(driver.id != this.id for driver in at_work(benchmark.folder)):
         return "RUNNING"
     return "KILLED" if stopped else "FAILED" if lost else "FINISHED"
-
-
-def why_lost(graph: Graph, ledger: Ledger) -> dict[str, str]:
-    """The jobs that are not done and will not be, with the reason."""
-    failed = ledger.failed(graph)
-    lost = standing(graph, ledger.done(graph), failed).lost
-    return {name: failed.get(name) or "what it needs is not there" for name in graph if name in lost}
 
 
 def make_job(benchmark: Benchmark, graph: Graph, ledger: Ledger, node: Node, team: Team) -> Job:

@@ -9,6 +9,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -41,6 +42,8 @@ def carry_out(job: Job, report: Report, tell_run: Callable[[str], None]) -> Fitt
         UserError: so it would end again.
         TrainingFailed: something hindered it.
     """
+    if job.config["trainer.gpus"] == "0":
+        os.environ["CUDA_VISIBLE_DEVICES"] = ""  # a slot of the CPU, also for what asks for no device
     if is_distributed_child():
         return _train(job, tell_run)
     folder = Path(job.checkpoints)

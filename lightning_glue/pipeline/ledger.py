@@ -12,8 +12,8 @@
     dropped   the exported model of a training was deleted, as ``keep`` says
     registered   model, version: as which it is in MLflow's registry
 
-``id`` is another one each time a job is done, and ``of`` has those of the jobs it was made from: a job is done only for
-the inputs it was done with, so that one more seed makes ensembles and report anew and nothing else.
+``id`` is another one each time a job is done, and ``of`` has those of the jobs it was made from: a job is done as long
+as its inputs are among these, so that one more seed makes ensembles and report anew and nothing else.
 """
 
 from __future__ import annotations
@@ -28,6 +28,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from lightning_glue.errors import UserError
 from lightning_glue.pipeline.graph import Graph
 
 Event = dict[str, Any]
@@ -71,20 +72,29 @@ class Ledger:
         """Write an event behind all that is there, on the disk when this returns, and take it in.
 
         Raises:
-            OSError: the disk is full, for instance.
+            UserError: the disk is full, for instance.
         """
         now = round(time.time(), 3)
         event = {"time": now, "job": job, "state": state, "session": self.session, "driver": self.driver, **more}
+        try:
+            self._write(json.dumps(event).encode() + b"\n")
+        except OSError as error:
+            raise UserError(
+                f"cannot write {self.path}: {error.strerror}; free space or get rights there, then the same command "
+                "goes on"
+            ) from None
+        self.refresh()
+        return event
+
+    def _write(self, data: bytes) -> None:
         with open(self.path, "a+b", buffering=0) as file:
             fcntl.flock(file, fcntl.LOCK_EX)
             end = file.seek(0, os.SEEK_END)
-            torn = end and os.pread(file.fileno(), 1, end - 1) != b"\n"  # by a driver that was killed
-            data = (b"\n" if torn else b"") + json.dumps(event).encode() + b"\n"
+            if end and os.pread(file.fileno(), 1, end - 1) != b"\n":  # torn by a driver that was killed
+                data = b"\n" + data
             while data:
                 data = data[file.write(data) :]
             os.fsync(file.fileno())
-        self.refresh()
-        return event
 
     def refresh(self) -> bool:
         """Take in what was written since, by whomever; whether there was something."""
@@ -124,12 +134,12 @@ class Ledger:
                 entry.registered = True
 
     def done(self, graph: Graph) -> set[str]:
-        """The jobs that are done with the inputs that there are now."""
+        """The jobs that are done with the inputs that there are now; with more than these, where others add to it."""
         found: dict[str, str] = {}
         for node in graph.values():
             event = self.entry(node.name).done
-            now = {name: found[name] for name in node.inputs if name in found}
-            if event and event["of"] == now:
+            now = [*node.needs, *(name for name in node.after if name in found)]
+            if event and all(event["of"].get(name) == found.get(name, "") for name in now):
                 found[node.name] = event["id"]
         return set(found)
 

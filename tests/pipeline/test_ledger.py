@@ -56,10 +56,19 @@ def test_a_training_that_was_lost_is_done_again_with_all_that_follows(ledger: Le
         finish(ledger, job)
     assert ledger.done(GRAPH) == set(GRAPH)
     ledger.append(TRAIN, "lost")
-    assert ledger.done(GRAPH) == {"RTE/seed-2/train", "RTE/seed-2/predict"}
+    assert {TRAIN, PREDICT} == set(GRAPH) - ledger.done(GRAPH)
     assert not ledger.entry(TRAIN).run_id  # a new one
     finish(ledger, TRAIN, 2)
-    assert PREDICT not in ledger.done(GRAPH)
+    assert {PREDICT} == set(GRAPH) - ledger.done(GRAPH)
+    finish(ledger, PREDICT, 2)
+    assert ledger.done(GRAPH) == {job for job in GRAPH if "seed" in job}
+
+
+def test_what_another_driver_has_made_of_more_seeds_is_not_made_of_fewer_again(ledger: Ledger) -> None:
+    fewer = make_graph({("RTE", 1)}, False, {"RTE": 1.0})
+    for job in GRAPH:
+        finish(ledger, job)
+    assert ledger.done(fewer) == set(fewer)
 
 
 def test_failures_and_attempts_count_in_their_session_alone(ledger: Ledger) -> None:
