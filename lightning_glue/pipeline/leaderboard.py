@@ -42,18 +42,9 @@ _ROWS = {
     "WNLI.tsv": 146,
     "AX.tsv": 1104,
 }
-_DEV_ROWS = {
-    "CoLA": 1043, "SST-2": 872, "MRPC": 408, "STS-B": 1500, "QQP": 40430, "MNLI": 9815, "QNLI": 5463, "RTE": 277,
-    "WNLI": 71,
-}  # fmt: skip
 
 FILES: dict[str, LeaderboardFile] = {
     name: LeaderboardFile(name, task, split, _ROWS[name])
     for task in TASKS.values()
     for split, name in zip(task.test, task.submission_files, strict=True)
 }
-
-
-def dev_rows(task: str) -> int:
-    """Rows of the official dev file that selects a task's checkpoints."""
-    return _DEV_ROWS[task]
