@@ -180,7 +180,7 @@ def _soup(job: Job) -> Fitted:
 def _report(job: Job) -> Fitted:
     from lightning_glue.pipeline.benchmark_report import write_report
 
-    write_report(Path(job.todo["benchmark"]))
+    write_report(Path(job.todo["benchmark"]), job.config["tracking.uri"])
     return Fitted("", {}, None)
 
 
