@@ -66,7 +66,7 @@ def check_disk(benchmark: Benchmark, graph: Graph, left: Iterable[str], at_once:
     kept = model * (len(trainings) if keep == "all" else tasks)
     free = shutil.disk_usage(benchmark.folder).free
     said = (
-        f"disk: {len(trainings)} trainings of {size(model)} weights need up to {size(needed)}, "
+        f"disk: {len(trainings)} trainings to do, {size(model)} of weights each, need up to {size(needed)}, "
         f"{size(kept)} once the report exists (keep={keep}); {size(free)} free"
     )
     if needed > free:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 FROM_MNLI = ("RTE", "MRPC", "STS-B")  # start from MNLI's model in Liu et al. 2019, section 5.1
 TRAIN, PREDICT, ENSEMBLE, SOUP, REPORT, SUBMISSION = "train", "predict", "ensemble", "soup", "report", "submission"
-_SMALL = 1e-3  # cost of what takes seconds, in trainings of a million tokens
+_SMALL = 0.01  # cost of what takes seconds, in that of the cheapest training
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,7 @@ class Node:
     needs: tuple[str, ...] = ()
     after: tuple[str, ...] = ()
     least: int = 0
-    cost: float = _SMALL
+    cost: float = 0.0
 
     @property
     def inputs(self) -> tuple[str, ...]:
@@ -58,6 +58,7 @@ def make_graph(pairs: Collection[tuple[str, int]], transfer: bool, costs: Mappin
         costs: of a training, by task.
     """
     graph: Graph = {}
+    small = _SMALL * min(costs.values(), default=0.0)
 
     def add(node: Node) -> str:
         graph[node.name] = node
@@ -73,11 +74,12 @@ def make_graph(pairs: Collection[tuple[str, int]], transfer: bool, costs: Mappin
     for task in dict.fromkeys(task for task, _ in ordered):
         predicted_ones = tuple(predict_name(one, seed) for one, seed in ordered if one == task)
         if len(predicted_ones) > 1:
-            ends.append(add(Node(f"{task}/{ENSEMBLE}", ENSEMBLE, task, after=predicted_ones, least=2)))
+            ends.append(add(Node(f"{task}/{ENSEMBLE}", ENSEMBLE, task, after=predicted_ones, least=2, cost=small)))
             soup = Node(f"{task}/{SOUP}", SOUP, task, after=predicted_ones, least=2, cost=costs[task] / 10)
             ends.append(add(soup))
-    report = add(Node(REPORT, REPORT, after=tuple(ends), least=1))
-    add(Node(SUBMISSION, SUBMISSION, after=(*(one for one in ends if not one.endswith(SOUP)), report), least=1))
+    report = add(Node(REPORT, REPORT, after=tuple(ends), least=1, cost=small))
+    predictions = tuple(one for one in ends if not one.endswith(SOUP))
+    add(Node(SUBMISSION, SUBMISSION, after=(*predictions, report), least=1, cost=small))
     return graph
 
 

@@ -82,7 +82,9 @@ def test_too_small_a_disk_is_said_before_anything_starts(tmp_path: Path, monkeyp
     free = 1 << 40
     monkeypatch.setattr("shutil.disk_usage", lambda path: SimpleNamespace(free=free))
     said = check_disk(benchmark, GRAPH, left, 2)
-    assert said.startswith("disk: 6 trainings of 0.5 GiB weights need up to 9.4 GiB, 0.9 GiB once the report exists")
+    assert said.startswith(
+        "disk: 6 trainings to do, 0.5 GiB of weights each, need up to 9.4 GiB, 0.9 GiB once the report exists"
+    )
     free = 1 << 33
     with pytest.raises(UserError, match="8.0 GiB free; free space"):
         check_disk(benchmark, GRAPH, left, 2)
