@@ -30,7 +30,7 @@ from lightning_glue.pipeline.graph import (
     train_name,
 )
 from lightning_glue.pipeline.ledger import Ledger
-from lightning_glue.pipeline.request import Benchmark, Request, compose_benchmark, find_data, write_stored
+from lightning_glue.pipeline.request import Benchmark, Request, compose_benchmark, find_data, settle
 from lightning_glue.utils.quick_imports import quick_imports
 from lightning_glue.utils.redact import hide_secrets
 
@@ -73,7 +73,7 @@ def run(request: Request, *, shows: bool = True) -> Finished:
     roots = find_data(benchmark)
     benchmark.folder.mkdir(parents=True, exist_ok=True)
     with working(benchmark.folder, join=request.join) as (this, others):
-        write_stored(benchmark)
+        benchmark = settle(benchmark)
         ledger = Ledger(benchmark.folder / "ledger.jsonl", this.session, this.id)
         ledger.refresh()
         graph = plan(benchmark, ledger, roots)

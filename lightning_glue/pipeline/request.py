@@ -13,6 +13,7 @@ from typing import Any
 from lightning_glue import config as configuration
 from lightning_glue.config import Config
 from lightning_glue.errors import UserError, suggest
+from lightning_glue.pipeline.drivers import lock
 from lightning_glue.pipeline.graph import FROM_MNLI
 from lightning_glue.tasks import TRAINABLE, get_task
 from lightning_glue.training.default_model import with_default_model
@@ -90,6 +91,7 @@ class Benchmark:
         tasks, seeds: that this command works on.
         stored: what ``benchmark.json`` says: all tasks and seeds that were ever asked for.
         gpus: of this machine to use; 0: the CPU.
+        before: what ``benchmark.json`` said when this was put together.
     """
 
     folder: Path
@@ -99,6 +101,7 @@ class Benchmark:
     seeds: tuple[int, ...]
     stored: dict[str, Any]
     gpus: int
+    before: dict[str, Any] | None = None
 
     @property
     def id(self) -> str:
@@ -149,7 +152,8 @@ def compose_benchmark(request: Request, root: Path = Path("mlruns/.glue")) -> Be
     if stored:
         _check_same(asked, stored, folder)
     configs = {task: _as_stored(task, config, asked, stored or asked) for task, config in made.items()}
-    return Benchmark(folder, request, configs, tasks, tuple(range(1, count + 1)), _together(asked, stored), gpus)
+    together = _together(asked, stored)
+    return Benchmark(folder, request, configs, tasks, tuple(range(1, count + 1)), together, gpus, stored)
 
 
 def _gpus(asked: int | None) -> int:
@@ -282,12 +286,19 @@ def _together(asked: dict[str, Any], stored: dict[str, Any] | None) -> dict[str,
     }
 
 
-def write_stored(benchmark: Benchmark, **more: Any) -> None:
-    """Write benchmark.json, whole."""
-    benchmark.stored.update(more)
-    benchmark.folder.mkdir(parents=True, exist_ok=True)
-    with new_file(benchmark.folder / _FILE) as file:
-        json.dump(benchmark.stored, file, indent=2)
+def settle(benchmark: Benchmark) -> Benchmark:
+    """Write benchmark.json, whole; the benchmark as it is then, for another driver may have begun or extended it.
+
+    Raises:
+        UserError: as :func:`compose_benchmark`.
+    """
+    with lock(benchmark.folder / "drivers" / "asked.lock", wait=True):
+        if read_stored(benchmark.folder) != benchmark.before:
+            benchmark = compose_benchmark(benchmark.request, benchmark.folder.parent)
+        if benchmark.stored != benchmark.before:
+            with new_file(benchmark.folder / _FILE) as file:
+                json.dump(benchmark.stored, file, indent=2)
+    return benchmark
 
 
 def find_data(benchmark: Benchmark) -> dict[str, Path]:

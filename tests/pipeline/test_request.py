@@ -10,16 +10,14 @@ import pytest
 from lightning_glue.config import paths
 from lightning_glue.errors import UserError
 from lightning_glue.pipeline.cost import parameters, rows_and_length, training_cost
-from lightning_glue.pipeline.request import Request, compose_benchmark, find_data, safe_name, write_stored
+from lightning_glue.pipeline.request import Request, compose_benchmark, find_data, safe_name, settle
 from lightning_glue.pipeline.teams import make_teams
 
 
 def ask(root: Path, **given: object):
     """The benchmark, stored as the command stores it."""
     usual = {"tasks": ["RTE"], "seeds": 2, "model": "tiny", "data": "sample", "gpus": 0}
-    benchmark = compose_benchmark(Request(**(usual | given)), root)
-    write_stored(benchmark)
-    return benchmark
+    return settle(compose_benchmark(Request(**(usual | given)), root))
 
 
 @pytest.mark.parametrize(
@@ -54,6 +52,14 @@ def test_more_tasks_and_seeds_extend_and_fewer_are_worked_on_alone(tmp_path: Pat
     assert (again.tasks, again.seeds) == (("RTE", "WNLI"), (1, 2, 3))
     fewer = ask(tmp_path, seeds=1)
     assert fewer.seeds == (1,) and fewer.stored["seeds"] == [1, 2, 3]
+
+
+def test_drivers_that_begin_at_the_same_moment_begin_one_benchmark(tmp_path: Path) -> None:
+    usual = {"seeds": 2, "model": "tiny", "data": "sample", "gpus": 0}
+    made = [compose_benchmark(Request(tasks=[task], **usual), tmp_path) for task in ("RTE", "WNLI")]
+    assert made[0].id != made[1].id
+    first, second = map(settle, made)
+    assert first.id == second.id and second.stored["tasks"] == ["RTE", "WNLI"]
 
 
 @pytest.mark.parametrize(
