@@ -48,7 +48,8 @@ def _check_same_rows(one: Outputs, other: Outputs) -> None:
 
 
 def _log_softmax(values: np.ndarray) -> np.ndarray:
-    return values - _log_sum_exp(values, axis=-1)[..., None]
+    below = values - values.max(-1, keepdims=True)  # of large logits nothing but their differences is exact
+    return below - np.log(np.exp(below).sum(-1, keepdims=True))
 
 
 def _log_sum_exp(values: np.ndarray, axis: int) -> np.ndarray:
