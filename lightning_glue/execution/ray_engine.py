@@ -39,16 +39,12 @@ class RayEngine:
 
     Attributes:
         environment: variables that go with every slot.
-        files: what must be the same on each node, with the versions.
-        described: versions and digests here.
         placed: the node that each slot is on or goes to, by the slot's number.
     """
 
     def __init__(self, address: str | None) -> None:
         self.address = address
         self.environment: dict[str, str] = {}
-        self.files: Files | None = None
-        self.described: dict[str, str] = {}
         self.placed: dict[int, str] = {}
         self._choosing = Lock()
 
@@ -84,9 +80,9 @@ class RayEngine:
             }
         elif "://" in self.address:
             raise UserError(f"--address {self.address}; expected host:port of a cluster that this machine is a node of")
-        else:
-            given["_node_ip_address"] = os.environ.get("RAY_NODE_IP_ADDRESS")
         try:
+            # What a node that leaves prints there, some 20 lines on standard output, is said by its slots in one line.
+            ray._private.worker.print_to_stdstream = lambda *_, **__: None
             ray.init(**given, log_to_driver=False, configure_logging=False)
         except ray.exceptions.AuthenticationError as error:
             raise UserError(f"Ray at {self.address}: {first_line(error)} {_TOKEN_HELP}") from None
@@ -131,10 +127,9 @@ class RayEngine:
     ) -> Sequence[RayGroup]:
         """See :class:`~lightning_glue.execution.engines.Engine`; more than there is room for wait until there is."""
         from lightning_glue.execution.ray_group import RayGroup
-        from lightning_glue.execution.ray_session import Share
+        from lightning_glue.execution.ray_session import Alike, Share
 
-        self.files = files
-        self.described = describe(files) | {"RAY_AUTH_MODE": "token"}
+        alike = Alike(files, describe(files) | {"RAY_AUTH_MODE": "token"})
         resources = [node["Resources"] for node in self.nodes()]
         processes = gpus_per_trial if gpus else procs
         if gpus:
@@ -153,7 +148,9 @@ class RayEngine:
         fitting = sum(room > 0 for room in rooms)
         share = Share(takes, gpus_per_trial if gpus else 0, max(1, -(-count // fitting)))
         places = [Place(number, processes, (), 0) for number in range(count)]
-        return [RayGroup(self, place, share, objective, folder / f"worker-{place.number}.log") for place in places]
+        return [
+            RayGroup(self, place, share, alike, objective, folder / f"worker-{place.number}.log") for place in places
+        ]
 
     def choose_node(self, number: int, kind: str) -> str | None:
         """Where slot ``number`` is to go: the node with the fewest slots for its CPUs or GPUs (``kind``).

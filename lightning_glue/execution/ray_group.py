@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from lightning_glue.execution.channel import Channel, Message
 from lightning_glue.execution.place import Place
-from lightning_glue.execution.ray_session import Session, Share
+from lightning_glue.execution.ray_session import Alike, Session, Share
 
 if TYPE_CHECKING:
     from lightning_glue.execution.ray_engine import RayEngine
@@ -28,8 +28,9 @@ class RayGroup:
         log: on the node, from the folder of this process.
     """
 
-    def __init__(self, engine: RayEngine, place: Place, share: Share, objective: str, log: Path) -> None:
-        self.engine, self.place, self.share, self.objective, self.log = engine, place, share, objective, log
+    def __init__(self, engine: RayEngine, place: Place, share: Share, alike: Alike, objective: str, log: Path) -> None:
+        self.engine, self.place, self.share, self.alike = engine, place, share, alike
+        self.objective, self.log = objective, log
         self.channels: list[Channel] = []
         self._session: Session | None = None
 
@@ -46,7 +47,8 @@ class RayGroup:
         pairs = [socket.socketpair() for _ in range(self.place.processes)]
         self.channels = [Channel(ours) for ours, _ in pairs]
         ends = [theirs for _, theirs in pairs]
-        self._session = Session(self.engine, self.place.number, self.share, self.objective, self.log, ends)
+        number, log = self.place.number, str(self.log)
+        self._session = Session(self.engine, number, self.share, self.alike, self.objective, log, ends)
 
     def register(self, selector: selectors.BaseSelector) -> None:
         for rank, channel in enumerate(self.channels):

@@ -22,7 +22,7 @@ from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from lightning_glue.errors import UserError
 from lightning_glue.execution.channel import Channel
-from lightning_glue.execution.joining import check_same
+from lightning_glue.execution.joining import Files, check_same
 from lightning_glue.execution.ray_slot import Slot
 from lightning_glue.utils.logs import log
 from lightning_glue.utils.redact import first_line
@@ -47,13 +47,23 @@ class Share:
         return " and ".join(f"{number:g} {name}" for name, number in self.resources.items())
 
 
+@dataclass(frozen=True)
+class Alike:
+    """What must be the same on its node as here: ``described`` is what :func:`describe` says of ``files`` here."""
+
+    files: Files | None
+    described: dict[str, str]
+
+
 class Session:
     """Args: ends: of the channels, one for each process; the other ends are the group's."""
 
     def __init__(
-        self, engine: RayEngine, number: int, share: Share, objective: str, log: Path, ends: list[socket.socket]
-    ) -> None:
-        self.engine, self.number, self.share, self.objective, self.log = engine, number, share, objective, log
+        self, engine: RayEngine, number: int, share: Share, alike: Alike, objective: str, log: str,
+        ends: list[socket.socket],
+    ) -> None:  # fmt: skip
+        self.engine, self.number, self.share, self.alike = engine, number, share, alike
+        self.objective, self.log = objective, log
         self.ends = ends
         self.silent: set[int] = set()  # ranks of processes that are gone
         self.reason = ""
@@ -131,10 +141,10 @@ class Session:
             if self._closing.is_set():
                 return False
             self._actor = ray.remote(Slot).options(**options).remote(self.engine.environment, self.node)
-        check_same(self.engine.described, self._ask("join", str(Path.cwd()), self.engine.files), self.node)
+        check_same(self.alike.described, self._ask("join", str(Path.cwd()), self.alike.files), self.node)
         processes = len(self.ends)
         share = self.share
-        self._ask("start", self.number, processes, share.gpus, share.slots, self.objective, str(self.log))
+        self._ask("start", self.number, processes, share.gpus, share.slots, self.objective, self.log)
         return not self._closing.is_set()
 
     def _ask(self, method: str, *arguments: object, timeout: float | None = None) -> Any:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from lightning_glue import config as configuration
 from lightning_glue.config import Config, TuneConfig
 from lightning_glue.errors import UserError, suggest
+from lightning_glue.execution.engines import check_engine
 from lightning_glue.tasks import TRAINABLE, get_task
 from lightning_glue.training.default_model import with_default_model
 
@@ -55,6 +56,7 @@ class Request:
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise UserError(f"--{name.replace('_', '-')} {value}; expected at least 1")
+        check_engine(self.engine, self.address)
         if len(self.study or "") > _NAME_LIMIT:
             raise UserError(f"--study: a name of {len(self.study or '')} characters; expected at most {_NAME_LIMIT}")
 

@@ -7,12 +7,14 @@ import secrets
 from typing import Any
 
 STORE = 80 << 20  # bytes of an object store
+QUICKER = {"health_check_initial_delay_ms": 0, "health_check_period_ms": 500, "health_check_failure_threshold": 3}
 
 
 class RayNodes:
     """A head without CPUs, where drivers run, and ``count`` nodes with ``cpus`` each.
 
-    Their processes inherit this one's environment.
+    Their processes inherit this one's environment. Ray must not have been imported before the first: it reads the
+    environment then.
     """
 
     def __init__(self, count: int, cpus: int = 2) -> None:
@@ -24,8 +26,10 @@ class RayNodes:
         from ray.cluster_utils import Cluster
 
         self.count = 0
-        self.cluster = Cluster(initialize_head=True, head_node_args=self._arguments(0) | {"include_dashboard": False})
-        self.nodes = [self.add(cpus) for _ in range(count)]
+        head = self._arguments(0) | {"include_dashboard": False, "_system_config": QUICKER}
+        self.cluster = Cluster(initialize_head=True, head_node_args=head)
+        self.nodes = [self.add(cpus, wait=False) for _ in range(count)]
+        self.cluster.wait_for_nodes()
 
     def _arguments(self, cpus: int) -> dict[str, Any]:
         self.count += 1
@@ -35,8 +39,8 @@ class RayNodes:
     def address(self) -> str:
         return self.cluster.address
 
-    def add(self, cpus: int) -> Any:
-        return self.cluster.add_node(**self._arguments(cpus))
+    def add(self, cpus: int, *, wait: bool = True) -> Any:
+        return self.cluster.add_node(wait, **self._arguments(cpus))
 
     def named(self, name: str) -> Any:
         """The node of that name, which ends with its address in brackets."""
