@@ -50,11 +50,24 @@ def project(
     return tmp_path
 
 
-def start(folder: Path, *arguments: str) -> subprocess.Popen[str]:
-    folder.mkdir(exist_ok=True)
-    return subprocess.Popen(
-        [*COMMAND, *arguments], cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
-    )
+@pytest.fixture
+def start() -> Iterator[Callable[..., subprocess.Popen[str]]]:
+    """Starts a search in a folder; none outlives the test."""
+    started: list[subprocess.Popen[str]] = []
+
+    def start(folder: Path, *arguments: str) -> subprocess.Popen[str]:
+        folder.mkdir(exist_ok=True)
+        started.append(
+            subprocess.Popen(
+                [*COMMAND, *arguments], cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+            )
+        )
+        return started[-1]
+
+    yield start
+    for search in started:
+        search.kill()
+        search.communicate()
 
 
 def finish(search: subprocess.Popen[str]) -> str:
@@ -84,19 +97,25 @@ def wait_for(condition: Callable[[], object], search: subprocess.Popen[str], sec
         time.sleep(0.1)
 
 
-def workers() -> list[psutil.Process]:
-    found = [p for p in psutil.process_iter(["cmdline"]) if "lightning_glue.execution.worker" in p.info["cmdline"]]
-    return [process for process in found if process.cwd() not in (str(ROOT), "/")]
+def workers(folder: Path) -> list[psutil.Process]:
+    """Processes of trials that are in this folder."""
+    return [
+        process
+        for process in psutil.process_iter(["cmdline", "cwd"])
+        if "lightning_glue.execution.worker" in (process.info["cmdline"] or []) and process.info["cwd"] == str(folder)
+    ]
 
 
-def test_a_trial_goes_on_elsewhere_in_the_same_run_when_its_node_is_lost(nodes: RayNodes, project: Path) -> None:
+def test_a_trial_goes_on_elsewhere_in_the_same_run_when_its_node_is_lost(
+    nodes: RayNodes, project: Path, start: Callable[..., subprocess.Popen[str]]
+) -> None:
     whole, lost = project / "whole", project / "lost"
     finish(start(whole, "--trials", "1", "trainer.max_epochs=20"))
     search = start(
         lost, "--engine", "ray", "--address", nodes.address, "--workers", "1", "--trials", "1", "trainer.max_epochs=20"
     )
     wait_for(lambda: list((lost / "mlruns" / ".tune").glob("wnli-*/trial-0-seed-0/last.ckpt")), search)
-    (worker,) = (process for process in workers() if process.cwd() == str(lost))
+    (worker,) = workers(lost)
     raylet = worker.parent().parent().cmdline()  # of the actor
     node = next(node for node in nodes.nodes if f"--node_ip_address={node.node_ip_address}" in raylet)
     nodes.kill(node)
@@ -111,12 +130,12 @@ def test_a_trial_goes_on_elsewhere_in_the_same_run_when_its_node_is_lost(nodes: 
 
 
 def test_a_driver_that_is_killed_leaves_nothing_and_its_study_has_exactly_its_trials(
-    nodes: RayNodes, project: Path
+    nodes: RayNodes, project: Path, start: Callable[..., subprocess.Popen[str]]
 ) -> None:
     arguments = ["--engine", "ray", "--address", nodes.address, "--trials", "4", "trainer.max_epochs=8"]
     search = start(project, *arguments)
     wait_for(lambda: sum(trial.state == TrialState.COMPLETE for trial in trials(project)) >= 1, search)
-    running = [process for process in workers() if process.cwd() == str(project)]
+    running = workers(project)
     assert len(running) == len(nodes.nodes)  # a slot on each
     search.kill()
     search.communicate()
