@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import os
 import secrets
+import signal
+import threading
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
-from threading import Lock
 from typing import TYPE_CHECKING, Any
 
 from lightning_glue.errors import UserError
@@ -46,7 +47,7 @@ class RayEngine:
         self.address = address
         self.environment: dict[str, str] = {}
         self.placed: dict[int, str] = {}
-        self._choosing = Lock()
+        self._choosing = threading.Lock()
 
     def __str__(self) -> str:
         return "the Ray cluster"
@@ -80,6 +81,7 @@ class RayEngine:
             }
         elif "://" in self.address:
             raise UserError(f"--address {self.address}; expected host:port of a cluster that this machine is a node of")
+        before = signal.getsignal(signal.SIGTERM)
         try:
             # What a node that leaves prints there, some 20 lines on standard output, is said by its slots in one line.
             ray._private.worker.print_to_stdstream = lambda *_, **__: None
@@ -91,6 +93,8 @@ class RayEngine:
                 f"Ray at {self.address or 'this machine'} cannot be used: {first_line(error)}; the command runs on a "
                 "node of the cluster (`ray start --address=host:6379`), `ray status` there says what it has"
             ) from None
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, before)  # Ray's own prints a stack
 
     def __exit__(self, *_: object) -> None:
         import ray

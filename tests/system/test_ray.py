@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import subprocess
 import sys
 import time
@@ -67,7 +68,7 @@ def start() -> Iterator[Callable[..., subprocess.Popen[str]]]:
     yield start
     for search in started:
         search.kill()
-        search.communicate()
+        search.wait()
 
 
 def finish(search: subprocess.Popen[str]) -> str:
@@ -129,7 +130,7 @@ def test_a_trial_goes_on_elsewhere_in_the_same_run_when_its_node_is_lost(
     assert retried.value == trials(whole)[0].value
 
 
-def test_a_driver_that_is_killed_leaves_nothing_and_its_study_has_exactly_its_trials(
+def test_a_driver_that_is_killed_or_stopped_leaves_nothing_and_its_study_has_exactly_its_trials(
     nodes: RayNodes, project: Path, start: Callable[..., subprocess.Popen[str]]
 ) -> None:
     arguments = ["--engine", "ray", "--address", nodes.address, "--trials", "4", "trainer.max_epochs=8"]
@@ -139,6 +140,15 @@ def test_a_driver_that_is_killed_leaves_nothing_and_its_study_has_exactly_its_tr
     assert len(running) == len(nodes.nodes)  # a slot on each
     search.kill()
     search.communicate()
+    assert psutil.wait_procs(running, timeout=60)[1] == []
+    stopped = start(project, *arguments)
+    wait_for(lambda: len(workers(project)) == len(nodes.nodes), stopped)
+    running = workers(project)
+    stopped.send_signal(signal.SIGTERM)
+    output, _ = stopped.communicate(timeout=120)
+    assert stopped.returncode == 128 + signal.SIGTERM, output
+    assert output.endswith("stopped; the same command goes on\n")
+    assert "Traceback" not in output and "SIGTERM received" not in output
     assert psutil.wait_procs(running, timeout=60)[1] == []
     finish(start(project, *arguments))
     states = Counter(trial.state for trial in trials(project))

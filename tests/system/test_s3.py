@@ -12,9 +12,10 @@ from pathlib import Path
 
 import mlflow
 import pytest
-from helpers.project import ROOT, run, torture
+from helpers.project import ROOT, run
 from helpers.servers import MlflowServer, free_port
 
+pytestmark = pytest.mark.torture
 FLAGS = ["--task", "WNLI", "--model", "tiny", "--data", "sample", "--gpus", "0", "data.batch_size=32",
          "tracking.system_metrics_seconds=null"]  # fmt: skip
 
@@ -44,7 +45,7 @@ def bucket() -> Iterator[tuple[str, dict[str, str]]]:
     server.stop()
 
 
-@pytest.fixture(params=["direct", torture("server")])
+@pytest.fixture(params=["direct", "server"])
 def tracking(
     request: pytest.FixtureRequest,
     bucket: tuple[str, dict[str, str]],

@@ -69,7 +69,7 @@ def documented(job_name: str, fitting: dict[str, str]) -> str:
     (script,) = (
         block for block in re.findall(r"```bash\n(.*?)```", text, re.DOTALL) if f"--job-name={job_name} " in block
     )
-    script = re.sub(r"^(export MLFLOW|source|cd) .*\n", "", script, flags=re.MULTILINE)
+    script = re.sub(r"^(export MLFLOW|source |cd ).*\n", "", script, flags=re.MULTILINE)
     for there, here in fitting.items():
         assert there in script, (there, script)
         script = script.replace(there, here)
