@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shutil
 import sys
@@ -115,8 +116,7 @@ def test_an_array_of_searches_as_it_is_documented(cluster: slurm.Slurm, tmp_path
         "--task RTE --model roberta.base --gpus 4 --trials 200": f"{FLAGS} trainer.max_steps=2 --trials 4",
     })  # fmt: skip
     job = submit(cluster, tmp_path, script)
-    ended = {"COMPLETED", "FAILED", "CANCELLED", "TIMEOUT"}
-    wait_for(lambda: len(states := array_states(cluster, job)) == 2 and set(states) <= ended)
+    wait_for(lambda: len(states := array_states(cluster, job)) == 2 and set(states) <= ENDED)
     assert array_states(cluster, job) == ["COMPLETED"] * 2, (tmp_path / "out").read_text()
     assert trials_of(tmp_path) == ["0", "1", "2", "3"]
 
@@ -137,6 +137,25 @@ def test_a_search_over_ray_as_it_is_documented(cluster: slurm.Slurm, tmp_path: P
     said = batch(cluster, tmp_path, script)
     assert "parameters, 2 at a time" in said
     assert trials_of(tmp_path) == ["0", "1", "2", "3"]
+
+
+def test_the_benchmark_as_an_array_that_shares_one_ledger(cluster: slurm.Slurm, tmp_path: Path) -> None:
+    assert FLAGS.startswith("--task WNLI ")
+    shortened = f"--tasks WNLI --seeds 2 {FLAGS.removeprefix('--task WNLI ')} trainer.max_steps=2"
+    script = documented("glue", {
+        "--array=1-4 --gpus-per-node=4 --cpus-per-task=32": "--array=1-2",
+        ".venv/bin/python": sys.executable,
+        "--model roberta.base --seeds 5 --gpus 4": shortened,
+    })  # fmt: skip
+    job = submit(cluster, tmp_path, script)
+    wait_for(lambda: len(states := array_states(cluster, job)) == 2 and set(states) <= ENDED, 800)
+    assert array_states(cluster, job) == ["COMPLETED"] * 2, (tmp_path / "out").read_text()
+    (ledger,) = (tmp_path / "mlruns" / ".glue").glob("*/ledger.jsonl")
+    events = [json.loads(line) for line in ledger.read_text().splitlines()]
+    done = [event["job"] for event in events if event["state"] == "done"]
+    trained = [job for job in done if job.endswith("/train")]
+    assert sorted(trained) == ["WNLI/seed-1/train", "WNLI/seed-2/train"]
+    assert len(done) == len(set(done)) and not [event for event in events if event["state"] in ("failed", "died")]
 
 
 def submit(cluster: slurm.Slurm, folder: Path, script: str, *options: str) -> str:
@@ -186,6 +205,7 @@ def finished_runs(folder: Path, experiment: str = "glue-wnli-sample") -> list[ml
     return found
 
 
+ENDED = {"COMPLETED", "FAILED", "CANCELLED", "TIMEOUT"}
 TWO_NODES = ("--nodes=2", "--ntasks-per-node=1")
 WAYS = {
     "srun on two nodes": (
