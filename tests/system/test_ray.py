@@ -111,10 +111,9 @@ def test_a_trial_goes_on_elsewhere_in_the_same_run_when_its_node_is_lost(
     nodes: RayNodes, project: Path, start: Callable[..., subprocess.Popen[str]]
 ) -> None:
     whole, lost = project / "whole", project / "lost"
-    finish(start(whole, "--trials", "1", "trainer.max_epochs=20"))
-    search = start(
-        lost, "--engine", "ray", "--address", nodes.address, "--workers", "1", "--trials", "1", "trainer.max_epochs=20"
-    )
+    arguments = ["--engine", "ray", "--address", nodes.address, "--workers", "1", "--trials", "1"]
+    finish(start(whole, *arguments, "trainer.max_epochs=20"))
+    search = start(lost, *arguments, "trainer.max_epochs=20")
     wait_for(lambda: list((lost / "mlruns" / ".tune").glob("wnli-*/trial-0-seed-0/last.ckpt")), search)
     (worker,) = workers(lost)
     raylet = worker.parent().parent().cmdline()  # of the actor
