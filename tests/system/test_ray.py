@@ -153,6 +153,11 @@ def test_a_driver_that_is_killed_or_stopped_leaves_nothing_and_its_study_has_exa
     states = Counter(trial.state for trial in trials(project))
     assert states[TrialState.COMPLETE] == 4 and set(states) <= {TrialState.COMPLETE, TrialState.FAIL}
     client = mlflow.MlflowClient(f"sqlite:///{project / 'mlflow.db'}")
-    runs = client.search_runs([client.get_experiment_by_name("glue-wnli-sample").experiment_id])
-    done = [one for one in runs if one.data.tags.get("optuna.state") == "COMPLETE"]
-    assert len(done) == 4 and len({one.data.tags["mlflow.parentRunId"] for one in done}) == 1
+    runs = {
+        run_id: client.get_run(run_id)
+        for trial in trials(project)
+        if trial.state == TrialState.COMPLETE
+        for run_id in trial.user_attrs["runs"][-1:]
+    }
+    assert len(runs) == 4 and {one.info.status for one in runs.values()} == {"FINISHED"}
+    assert len({one.data.tags["mlflow.parentRunId"] for one in runs.values()}) == 1
