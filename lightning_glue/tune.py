@@ -29,13 +29,19 @@ def parse_arguments() -> Request:
                         help="postgresql://..., grpc://host:port, or the path of a journal file (default: what "
                         "OPTUNA_STORAGE says, which no process list shows, "
                         f"else {DEFAULT_STORAGE})")  # fmt: skip
-    parser.add_argument("--workers", type=int, metavar="N", help="trials at a time on this machine (default: as many "
-                        "as its GPUs hold; 1 on CPU)")  # fmt: skip
-    parser.add_argument("--gpus", type=int, metavar="N", help="GPUs of this machine to use; 0: CPU (default: all)")
+    parser.add_argument("--workers", type=int, metavar="N", help="trials at a time, on all nodes together (default: as "
+                        "many as the GPUs hold; on CPU 1 a node)")  # fmt: skip
+    parser.add_argument(
+        "--gpus", type=int, metavar="N", help="GPUs to use, of all nodes together; 0: CPU (default: all)"
+    )
     parser.add_argument("--gpus-per-trial", type=int, default=1, metavar="N", help="DDP over N GPUs in every trial")
     parser.add_argument("--trials-per-gpu", type=int, default=1, metavar="N", help="trials that share a GPU")
     parser.add_argument("--procs", type=int, default=1, metavar="N", help="DDP over N CPU processes in every trial")
     parser.add_argument("--retries", type=int, metavar="N", help="times a trial whose process died starts again")
+    parser.add_argument("--engine", default="local", metavar="NAME", help="where the trials run: local (this machine, "
+                        "the default) or ray (the nodes of a Ray cluster)")  # fmt: skip
+    parser.add_argument("--address", metavar="HOST:PORT", help="of the Ray cluster, or auto (default: RAY_ADDRESS; "
+                        "without it a cluster of this machine alone)")  # fmt: skip
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="any key of conf/, tune.seeds=5 for example; "
                         "a key of the search space is then fixed")  # fmt: skip
     return Request(**vars(parser.parse_intermixed_args()))

@@ -20,7 +20,8 @@ class Executor(Protocol):
 
     Each process runs :mod:`lightning_glue.execution.worker`, says ``ready`` when its imports are done, is sent
     ``{"job": ...}`` (a :class:`~lightning_glue.execution.job.Job` as a dictionary), and answers with the events
-    ``run``, ``report``, and ``done`` or ``failed``. Its death reads as the closing of its channel.
+    ``run``, ``report``, and ``done`` or ``failed``. Its death reads as the closing of its channel. A place that is not
+    fit for any training says ``failed`` (kind ``user``) before it was sent a job.
 
     Attributes:
         log: the file its processes print to.

@@ -1,4 +1,4 @@
-"""Runs the trials of a study on this machine: claims them, feeds them to warm processes, decides, survives deaths.
+"""Runs the trials of a study on its groups: claims them, feeds them to warm processes, decides, survives deaths.
 
 The controller is no DDP process and trains nothing itself, so a trial may crash in any way without taking the study
 along. Several controllers, on one machine or many, share a study through its storage.
@@ -181,6 +181,8 @@ class Controller:
                 return
             if message["event"] == "ready":
                 self.ready[group.place.number] += 1
+            elif group.place.number not in self.running:
+                raise UserError(message["message"])  # its place is not fit for any training
             else:
                 self._heard(group, self.running[group.place.number], rank, message)
 

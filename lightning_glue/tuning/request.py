@@ -1,4 +1,4 @@
-"""A search as it is asked for, and what that comes to: configuration, space, places."""
+"""A search as it is asked for, and what that comes to: configuration, space, devices."""
 
 from __future__ import annotations
 
@@ -9,11 +9,12 @@ from typing import TYPE_CHECKING
 from lightning_glue import config as configuration
 from lightning_glue.config import Config, TuneConfig
 from lightning_glue.errors import UserError, suggest
+from lightning_glue.execution.engines import check_engine
 from lightning_glue.tasks import TRAINABLE, get_task
 from lightning_glue.training.default_model import with_default_model
 
 if TYPE_CHECKING:
-    from lightning_glue.execution.place import Place
+    from lightning_glue.execution.engines import Engine
     from lightning_glue.tuning.space import Space
 
 DEFAULT_STORAGE = "sqlite:///optuna.db"
@@ -27,7 +28,8 @@ class Request:
     Attributes:
         trials: of the whole study.
         storage: of the study, an address of Optuna's or the path of a journal file.
-        workers: trials at a time on this machine.
+        workers: trials at a time, on this machine or on all nodes of the engine.
+        engine, address: see :func:`~lightning_glue.execution.engines.open_engine`.
         overrides: ``key=value``, also of ``tune.``; a key of the search space is then fixed.
     """
 
@@ -45,6 +47,8 @@ class Request:
     procs: int = 1
     retries: int | None = None
     overrides: Sequence[str] = ()
+    engine: str = "local"
+    address: str | None = None
 
     def __post_init__(self) -> None:
         """Raise UserError where a number or a name cannot be meant."""
@@ -52,6 +56,7 @@ class Request:
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise UserError(f"--{name.replace('_', '-')} {value}; expected at least 1")
+        check_engine(self.engine, self.address)
         if len(self.study or "") > _NAME_LIMIT:
             raise UserError(f"--study: a name of {len(self.study or '')} characters; expected at most {_NAME_LIMIT}")
 
@@ -62,13 +67,14 @@ class Search:
 
     Attributes:
         config: what every trial's configuration is made from.
+        gpus: for all trials together; 0: the CPU.
         asked: trials that the command line asks for; None: as many as the study is to have.
     """
 
     config: Config
     tune: TuneConfig
     space: Space
-    places: list[Place]
+    gpus: int
     asked: int | None
 
     @property
@@ -76,8 +82,8 @@ class Search:
         return get_task(self.config.task.name).selection_metric
 
 
-def compose_search(request: Request) -> Search:
-    """The search that is asked for.
+def compose_search(request: Request, engine: Engine) -> Search:
+    """The search that is asked for, on the devices of ``engine``.
 
     Raises:
         UserError: a mistake in it or in ``conf/tune/``.
@@ -89,7 +95,7 @@ def compose_search(request: Request) -> Search:
     tuning += [entry for entry in request.overrides if entry.startswith("tune.")]
     asked = request.trials is not None or any(entry.startswith("tune.trials=") for entry in tuning)
     overrides = [entry for entry in request.overrides if not entry.startswith("tune.")]
-    gpus = _gpus(request.gpus)
+    gpus = _gpus(request.gpus, engine)
     fixed = {entry.lstrip("+~").partition("=")[0] for entry in overrides}
     if own := fixed & {"trainer.gpus", "trainer.procs"}:
         raise UserError(f"{own.pop()} of a trial is what --gpus-per-trial and --procs say; leave it out")
@@ -108,27 +114,19 @@ def compose_search(request: Request) -> Search:
         lambda composed: composed[0].trainer.gpus,
     )
 
-    from lightning_glue.execution.place import places
     from lightning_glue.tuning.space import make_space
 
     if gpus and request.gpus_per_trial > gpus:
-        raise UserError(f"--gpus-per-trial {request.gpus_per_trial}: this machine gives {gpus} GPUs to the study")
-    where = places(
-        workers=request.workers, gpus=gpus, gpus_per_trial=request.gpus_per_trial,
-        trials_per_gpu=request.trials_per_gpu, procs=request.procs,
-    )  # fmt: skip
+        raise UserError(f"--gpus-per-trial {request.gpus_per_trial}: the study is given {gpus} GPUs")
     if config.trainer.max_steps > 0:  # trials of the same length: what ends them is said already
         fixed = fixed | {"trainer.max_epochs"}
-    space = make_space(tune.parameters, fixed)
-    return Search(config, tune, space, where, tune.trials if asked else None)
+    return Search(config, tune, make_space(tune.parameters, fixed), gpus, tune.trials if asked else None)
 
 
-def _gpus(asked: int | None) -> int:
-    import torch
-
-    there = torch.cuda.device_count()
+def _gpus(asked: int | None, engine: Engine) -> int:
+    there = engine.gpus()
     if asked is not None and asked > there:
-        raise UserError(f"--gpus {asked}: this machine shows {there} CUDA devices")
+        raise UserError(f"--gpus {asked}: {engine} shows {there} CUDA devices")
     return there if asked is None else asked
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -14,6 +15,8 @@ from lightning_glue.utils.quick_imports import quick_imports
 from lightning_glue.utils.redact import hide_secrets
 
 if TYPE_CHECKING:
+    from lightning_glue.execution.engines import Engine
+    from lightning_glue.execution.executor import Executor
     from lightning_glue.execution.job import Job
     from lightning_glue.tuning.controller import Running
     from lightning_glue.tuning.study import SharedStudy
@@ -89,6 +92,18 @@ def start_tracking(search: Search, study: SharedStudy) -> StudyTracking:
     return StudyTracking(tracker, study, params, search.metric, alone=alone)
 
 
+def make_groups(request: Request, search: Search, engine: Engine, folder: Path) -> Sequence[Executor]:
+    """The slots of the search."""
+    from lightning_glue.execution.joining import Files
+
+    config = search.config
+    return engine.groups(
+        workers=request.workers, gpus=search.gpus, gpus_per_trial=request.gpus_per_trial,
+        trials_per_gpu=request.trials_per_gpu, procs=request.procs, objective=OBJECTIVE, folder=folder,
+        files=Files((config.task.name,), config.data.glue_dir if config.data.source == "glue" else None),
+    )  # fmt: skip
+
+
 @dataclass(frozen=True)
 class Finished:
     """What came of this machine's share of a study.
@@ -114,8 +129,13 @@ def run(request: Request, *, shows: bool = True) -> Finished:
     Raises:
         UserError: a mistake in the request or in a training's configuration, or the storage cannot be used.
     """
-    search = compose_search(request)
+    from lightning_glue.execution.engines import open_engine
 
+    with open_engine(request.engine, request.address) as engine:
+        return _run(request, compose_search(request, engine), engine, shows)
+
+
+def _run(request: Request, search: Search, engine: Engine, shows: bool) -> Finished:
     import optuna
 
     from lightning_glue.model.fairseq_import import check_fairseq
@@ -124,7 +144,6 @@ def run(request: Request, *, shows: bool = True) -> Finished:
     check_fairseq()  # else every trial would say so
     watch()  # it gets ready meanwhile
     with quick_imports():
-        from lightning_glue.execution.local import groups
         from lightning_glue.tuning.controller import Controller, study_folder
         from lightning_glue.tuning.observer import StudyObserver
         from lightning_glue.tuning.results import report_study, study_status
@@ -133,15 +152,16 @@ def run(request: Request, *, shows: bool = True) -> Finished:
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     study = open_study(request, search)
     tracking = start_tracking(search, study)
+    groups = make_groups(request, search, engine, study_folder(study.name, study.id))
     where = hide_secrets(request.storage)
     if shows:
-        print(f"study {study.name} at {where}: {len(search.space)} parameters, {len(search.places)} at a time")
-    board = Scoreboard(search.metric, len(search.places), shows=shows)
+        print(f"study {study.name} at {where}: {len(search.space)} parameters, {len(groups)} at a time")
+    board = Scoreboard(search.metric, len(groups), shows=shows)
     controller = Controller(
         study,
         search.space,
         lambda running, seed, folder: make_job(search, study, running, seed, folder),
-        groups(search.places, OBJECTIVE, study_folder(study.name, study.id)),
+        groups,
         StudyObserver(search, study, board, tracking),
         seeds=search.tune.seeds,
         warm=search.tune.warm,

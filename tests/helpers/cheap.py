@@ -49,3 +49,15 @@ def noisy(job: Any, report: Callable[[int, float], bool], tell_run: Callable[[st
 
 def other_data(job: Any, report: Callable[[int, float], bool], tell_run: Callable[[str], None]) -> Outcome:
     return Outcome(0.5, data={"train": str(job.config["x"])})
+
+
+def tells_itself(job: Any, report: Callable[[int, float], bool], tell_run: Callable[[str], None]) -> Outcome:
+    """Its process and that one's parent, before it does what ``then`` says: die, or sleep for an hour."""
+    tell_run(f"{os.getpid()} {os.getppid()}")
+    if job.config.get("then") == "die":
+        os.kill(os.getpid(), 9)
+    if job.config.get("then") == "sleep":
+        time.sleep(3600)
+    stop = report(1, 0.5)
+    seen = ("PWD", "RAY_AUTH_MODE", "CUDA_VISIBLE_DEVICES", "WORLD_SIZE", "MLFLOW_TRACKING_URI")
+    return Outcome(0.5, pruned=stop, data={"cwd": os.getcwd()} | {name: os.environ.get(name, "") for name in seen})

@@ -26,17 +26,17 @@ def free_port() -> int:
 
 
 class MlflowServer:
-    """``mlflow server`` on SQLite (or ``store``) below ``folder``; always the same address."""
+    """``mlflow server`` on SQLite (or ``store``) and ``artifacts`` below ``folder``; always the same address."""
 
-    def __init__(self, folder: Path, store: str | None = None) -> None:
-        self.folder, self.port = folder, free_port()
+    def __init__(self, folder: Path, store: str | None = None, artifacts: str = "artifacts") -> None:
+        self.folder, self.port, self.artifacts = folder, free_port(), artifacts
         self.uri = f"http://127.0.0.1:{self.port}"
         self.store = store or f"sqlite:///{folder / 'server.db'}"
         self.process: subprocess.Popen[bytes] | None = None
 
     def start(self) -> None:
         command = ["-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(self.port), "--workers", "1"]
-        command += ["--backend-store-uri", self.store, "--artifacts-destination", "artifacts"]
+        command += ["--backend-store-uri", self.store, "--artifacts-destination", self.artifacts]
         log = self.folder / "server.log"
         with open(log, "ab") as file:
             self.process = subprocess.Popen(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shutil
 import sys
@@ -63,22 +64,98 @@ def cluster(
     return nodes
 
 
-def documented_script() -> str:
-    """The training of docs/cluster.md as a job that fits here: the same options of SLURM, but for GPUs and numbers."""
+def documented(job_name: str, fitting: dict[str, str]) -> str:
+    """A job of docs/cluster.md as one that fits here: ``fitting`` replaces GPUs, numbers and the user's own places."""
     text = (ROOT / "docs" / "cluster.md").read_text()
     (script,) = (
-        block for block in re.findall(r"```bash\n(.*?)```", text, re.DOTALL) if "lightning_glue.train" in block
+        block for block in re.findall(r"```bash\n(.*?)```", text, re.DOTALL) if f"--job-name={job_name} " in block
     )
-    script = re.sub(r"^(export|source|cd) .*\n", "", script, flags=re.MULTILINE)  # the user's own places
-    fitting = {
+    script = re.sub(r"^(export MLFLOW|source |cd ).*\n", "", script, flags=re.MULTILINE)
+    for there, here in fitting.items():
+        assert there in script, (there, script)
+        script = script.replace(there, here)
+    return script
+
+
+def documented_script() -> str:
+    return documented("mnli", {
         "--ntasks-per-node=4 --gpus-per-node=4 --cpus-per-task=8": "--ntasks-per-node=1",
         ".venv/bin/python -m lightning_glue.train": f"{sys.executable} hooked.py",
         "--task MNLI --model roberta.large --gpus 4": f"{FLAGS} trainer.max_epochs=25",
-    }
-    for documented, here in fitting.items():
-        assert script.count(documented) == 1
-        script = script.replace(documented, here)
-    return script
+    })  # fmt: skip
+
+
+def trials_of(folder: Path) -> list[str]:
+    """Numbers of the trials whose runs are finished."""
+    client = mlflow.MlflowClient(f"sqlite:///{folder / 'mlflow.db'}")
+    found = client.search_runs([client.get_experiment_by_name("glue-wnli-sample").experiment_id])
+    complete = [one for one in found if one.data.tags.get("optuna.state") == "COMPLETE"]
+    assert {one.info.status for one in found} == {"FINISHED"}
+    return sorted(one.data.tags["optuna.trial"] for one in complete)
+
+
+def test_torchrun_as_it_is_documented(cluster: slurm.Slurm, tmp_path: Path) -> None:
+    script = documented("mnli-torchrun", {
+        " --gpus-per-node=4 --cpus-per-task=32": "",
+        ".venv/bin/torchrun": f"{sys.executable} -m torch.distributed.run",
+        "--nproc-per-node 4": "--nproc-per-node 1",
+        "$head:29500": f"127.0.0.1:{free_port()}",  # names of nodes mean nothing here
+        "-m lightning_glue.train --task MNLI --model roberta.large --gpus 4": f"{TRAIN} trainer.max_steps=2",
+    })  # fmt: skip
+    batch(cluster, tmp_path, script)
+    assert len(finished_runs(tmp_path)) == 1
+    found = ranks(tmp_path)
+    assert [line.split(" from ")[0][:-1] for line in found] == ["rank 0 of 2 on n", "rank 1 of 2 on n"]
+    assert {line.split()[5] for line in found} == {"n1", "n2"}
+
+
+def test_an_array_of_searches_as_it_is_documented(cluster: slurm.Slurm, tmp_path: Path) -> None:
+    script = documented("tune-rte", {
+        "--array=1-8 --gpus-per-node=4 --cpus-per-task=16": "--array=1-2",
+        ".venv/bin/python": sys.executable,
+        "--task RTE --model roberta.base --gpus 4 --trials 200": f"{FLAGS} trainer.max_steps=2 --trials 4",
+    })  # fmt: skip
+    job = submit(cluster, tmp_path, script)
+    wait_for(lambda: len(states := array_states(cluster, job)) == 2 and set(states) <= ENDED)
+    assert array_states(cluster, job) == ["COMPLETED"] * 2, (tmp_path / "out").read_text()
+    assert trials_of(tmp_path) == ["0", "1", "2", "3"]
+
+
+def array_states(cluster: slurm.Slurm, job: str) -> list[str]:
+    return re.findall(r"\bJobState=(\S+)", cluster.command("scontrol", "show", "job", job).stdout)
+
+
+def test_a_search_over_ray_as_it_is_documented(cluster: slurm.Slurm, tmp_path: Path) -> None:
+    pytest.importorskip("ray")
+    binaries = Path(sys.executable).parent
+    script = documented("tune-ray", {
+        "--nodes=4 --ntasks-per-node=1 --gpus-per-node=4 --cpus-per-task=32": "--nodes=2 --ntasks-per-node=1",
+        ".venv/bin/": f"{binaries}/",
+        "--disable-usage-stats": "--disable-usage-stats --num-cpus=1",
+        "--task RTE --model roberta.base --trials 200": f"{FLAGS} trainer.max_steps=2 --trials 4",
+    })  # fmt: skip
+    said = batch(cluster, tmp_path, script)
+    assert "parameters, 2 at a time" in said
+    assert trials_of(tmp_path) == ["0", "1", "2", "3"]
+
+
+def test_the_benchmark_as_an_array_that_shares_one_ledger(cluster: slurm.Slurm, tmp_path: Path) -> None:
+    assert FLAGS.startswith("--task WNLI ")
+    shortened = f"--tasks WNLI --seeds 2 {FLAGS.removeprefix('--task WNLI ')} trainer.max_steps=2"
+    script = documented("glue", {
+        "--array=1-4 --gpus-per-node=4 --cpus-per-task=32": "--array=1-2",
+        ".venv/bin/python": sys.executable,
+        "--model roberta.base --seeds 5 --gpus 4": shortened,
+    })  # fmt: skip
+    job = submit(cluster, tmp_path, script)
+    wait_for(lambda: len(states := array_states(cluster, job)) == 2 and set(states) <= ENDED, 800)
+    assert array_states(cluster, job) == ["COMPLETED"] * 2, (tmp_path / "out").read_text()
+    (ledger,) = (tmp_path / "mlruns" / ".glue").glob("*/ledger.jsonl")
+    events = [json.loads(line) for line in ledger.read_text().splitlines()]
+    done = [event["job"] for event in events if event["state"] == "done"]
+    trained = [job for job in done if job.endswith("/train")]
+    assert sorted(trained) == ["WNLI/seed-1/train", "WNLI/seed-2/train"]
+    assert len(done) == len(set(done)) and not [event for event in events if event["state"] in ("failed", "died")]
 
 
 def submit(cluster: slurm.Slurm, folder: Path, script: str, *options: str) -> str:
@@ -128,6 +205,7 @@ def finished_runs(folder: Path, experiment: str = "glue-wnli-sample") -> list[ml
     return found
 
 
+ENDED = {"COMPLETED", "FAILED", "CANCELLED", "TIMEOUT"}
 TWO_NODES = ("--nodes=2", "--ntasks-per-node=1")
 WAYS = {
     "srun on two nodes": (
@@ -196,17 +274,20 @@ def test_every_task_of_a_search_is_a_controller_whose_trials_train_by_themselves
     assert sorted(one.data.tags["optuna.trial"] for one in trials) == ["0", "1"]
 
 
-@pytest.mark.parametrize("number", ["TERM", "USR1"])
+@pytest.mark.parametrize("number", ["TERM", "USR1", "time"])
 def test_a_job_that_is_warned_saves_and_goes_on_as_the_same_run_when_it_is_requeued(
     number: str, cluster: slurm.Slurm, tmp_path: Path
 ) -> None:
-    """``--signal`` sends what scancel sends here, to the same processes: the steps of the job."""
-    job = submit(cluster, tmp_path, documented_script())
+    """``time``: by SLURM, before the job's time is up; else by scancel, to the same processes: the steps of the job."""
+    options = ["--time=1", "--signal=TERM@55"] if number == "time" else []  # it is sent within the minute before that
+    job = submit(cluster, tmp_path, documented_script(), *options)
     wait_for(lambda: (tmp_path / "ranks").exists() and len(ranks(tmp_path)) == 2)
     wait_for(lambda: "epoch 2/" in (tmp_path / "out").read_text())
-    assert cluster.command("scancel", f"--signal={number}", job).returncode == 0
+    if number != "time":
+        assert cluster.command("scancel", f"--signal={number}", job).returncode == 0
     wait_for(lambda: "goes on" in (tmp_path / "out").read_text())
     wait_for(lambda: state(cluster, job) not in ("RUNNING", "COMPLETING"))
+    assert cluster.command("scontrol", "update", f"jobid={job}", "timelimit=20").returncode == 0
     assert cluster.command("scontrol", "requeue", job).returncode == 0
     wait_for(lambda: field(cluster, job, "Restarts") == "1" and state(cluster, job) == "COMPLETED")
     said = (tmp_path / "out").read_text()

@@ -9,11 +9,16 @@ import pytest
 from lightning_glue import api, train
 from lightning_glue import config as configuration
 from lightning_glue.errors import ConfigError, UserError
+from lightning_glue.execution.engines import LocalEngine
 from lightning_glue.training.own_config import asked_keys, continued
-from lightning_glue.tuning.request import Request, compose_search
+from lightning_glue.tuning.request import Request, Search, compose_search
 
 GIVEN = ("task", "model", "data", "experiment", "gpus", "procs", "init_from")
 OWN = configuration.recorded(configuration.compose(["trainer.max_epochs=3"], task="RTE", model="tiny", data="sample"))
+
+
+def composed(request: Request) -> Search:
+    return compose_search(request, LocalEngine())
 
 
 def on_the_command_line(*overrides: str, **flags: str) -> configuration.Config:
@@ -87,10 +92,10 @@ def test_the_default_model_follows_the_device_however_that_is_asked_for(
 
 def test_a_search_has_the_same_default_and_what_is_named_stays(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("torch.cuda.device_count", lambda: 1)
-    assert compose_search(Request("RTE")).config.model.name == "roberta.base"
-    assert compose_search(Request("RTE", gpus=0)).config.model.name == "minilm"
-    assert compose_search(Request("RTE", overrides=["model=tiny"])).config.model.name == "tiny"
-    assert compose_search(Request("RTE", experiment="demo")).config.model.name == "minilm"  # as the recipe has it
+    assert composed(Request("RTE")).config.model.name == "roberta.base"
+    assert composed(Request("RTE", gpus=0)).config.model.name == "minilm"
+    assert composed(Request("RTE", overrides=["model=tiny"])).config.model.name == "tiny"
+    assert composed(Request("RTE", experiment="demo")).config.model.name == "minilm"  # as the recipe has it
     assert asked_of_train("model=tiny", monkeypatch=monkeypatch) == "tiny"
     with pytest.raises(UserError, match=r"trainer\.gpus of a trial is what --gpus-per-trial and --procs say"):
-        compose_search(Request("RTE", overrides=["trainer.gpus=1"]))
+        composed(Request("RTE", overrides=["trainer.gpus=1"]))

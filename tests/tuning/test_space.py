@@ -11,6 +11,7 @@ from optuna.distributions import CategoricalDistribution, FloatDistribution, Int
 
 from lightning_glue.config import compose, compose_tune, identity, unflatten
 from lightning_glue.errors import UserError
+from lightning_glue.execution.engines import LocalEngine
 from lightning_glue.tasks import TRAINABLE
 from lightning_glue.tuning.request import Request, compose_search
 from lightning_glue.tuning.space import first_trials, make_space, suggest_parameters, with_parameters
@@ -131,7 +132,7 @@ def test_suggestions_lie_in_the_space(sizes: list[int], low: float, factor: floa
 
 def test_epochs_are_not_searched_where_steps_end_every_trial() -> None:
     def space(*overrides: str) -> set[str]:
-        return set(compose_search(Request("RTE", gpus=0, overrides=overrides)).space)
+        return set(compose_search(Request("RTE", gpus=0, overrides=overrides), LocalEngine()).space)
 
     assert space() - space("trainer.max_steps=30") == {"trainer.max_epochs"}
     assert space() == space("trainer.max_steps=-1")
