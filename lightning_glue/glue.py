@@ -40,6 +40,10 @@ def parse_arguments() -> Request:
                         "again (default: 2)")  # fmt: skip
     parser.add_argument("--keep", default="best", metavar="SEEDS", help=f"whose models stay once the report exists: "
                         f"{', '.join(KEEP)} (default: best)")  # fmt: skip
+    parser.add_argument("--engine", default="local", metavar="NAME", help="where the jobs run: local (this machine, "
+                        "the default) or ray (the nodes of a Ray cluster)")  # fmt: skip
+    parser.add_argument("--address", metavar="HOST:PORT", help="of the Ray cluster, or auto (default: RAY_ADDRESS; "
+                        "without it a cluster of this machine alone)")  # fmt: skip
     parser.add_argument("--join", action="store_true", help="work beside drivers that are at it, here or elsewhere")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="any key of conf/, for every training")
     given = vars(parser.parse_intermixed_args())

@@ -98,6 +98,23 @@ def check_engine(name: str, address: str | None) -> None:
         raise ConfigError(f"--address {address} is that of a Ray cluster; add --engine ray")
 
 
+def count_gpus(asked: int | None, engine: Engine) -> int:
+    """How many of the engine's GPUs to use.
+
+    Args:
+        asked: None: all; 0: the CPU.
+
+    Raises:
+        UserError: there are not so many.
+    """
+    if asked == 0:
+        return 0
+    there = engine.gpus()
+    if asked is not None and asked > there:
+        raise UserError(f"--gpus {asked}: {engine} shows {there} CUDA devices")
+    return there if asked is None else asked
+
+
 def open_engine(name: str, address: str | None) -> Engine:
     """The engine of that name.
 

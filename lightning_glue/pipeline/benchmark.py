@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from lightning_glue.execution.engines import Engine, count_gpus, open_engine
 from lightning_glue.pipeline.disk import (
     check_disk,
     check_starts,
@@ -69,7 +70,12 @@ def run(request: Request, *, shows: bool = True) -> Finished:
     Raises:
         UserError: a mistake in the request; data or disk are missing; another driver is at work.
     """
-    benchmark = compose_benchmark(request)
+    with open_engine(request.engine, request.address) as engine:
+        return _run(request, engine, shows)
+
+
+def _run(request: Request, engine: Engine, shows: bool) -> Finished:
+    benchmark = compose_benchmark(request, count_gpus(request.gpus, engine))
     roots = find_data(benchmark)
     benchmark.folder.mkdir(parents=True, exist_ok=True)
     with working(benchmark.folder, join=request.join) as (this, others):
@@ -81,7 +87,7 @@ def run(request: Request, *, shows: bool = True) -> Finished:
         check_starts(graph, ledger, request.keep)
         left = standing(graph, ledger.done(graph), ledger.failed(graph)).open
         if left:
-            return carry_on(benchmark, graph, ledger, this, left, alone=not others, shows=shows)
+            return carry_on(benchmark, engine, graph, ledger, this, left, alone=not others, shows=shows)
         tidy(benchmark, graph, ledger)
         if shows:
             print(f"benchmark {benchmark.name}: nothing is missing ({len(graph)} jobs done), see {benchmark.folder}")
@@ -115,7 +121,15 @@ def look_at_store(benchmark: Benchmark, graph: Graph, ledger: Ledger, *, alone: 
 
 
 def carry_on(
-    benchmark: Benchmark, graph: Graph, ledger: Ledger, this: Worker, left: set[str], *, alone: bool, shows: bool
+    benchmark: Benchmark,
+    engine: Engine,
+    graph: Graph,
+    ledger: Ledger,
+    this: Worker,
+    left: set[str],
+    *,
+    alone: bool,
+    shows: bool,
 ) -> Finished:
     """Work on the jobs that are left."""
     from lightning_glue.model.fairseq_import import check_fairseq
@@ -123,7 +137,7 @@ def carry_on(
     from lightning_glue.tracking.watcher import watch
 
     check_fairseq()  # else every training would say so
-    teams = make_teams(benchmark)
+    teams = make_teams(benchmark, engine)
     slots = sum(team.suits == "one" for team in teams)
     said = check_disk(benchmark, graph, left, slots)
     if shows:

@@ -153,7 +153,7 @@ class Driver:
         for kind in wanted(node):
             suitable = [team for team in idle if team.suits == kind]
             if suitable:
-                return max(suitable, key=lambda team: bool(team.group.processes))
+                return max(suitable, key=lambda team: (team.ready, bool(team.group.processes)))
         return None
 
     def _start(self, team: Team) -> None:

@@ -13,6 +13,7 @@ from typing import Any
 from lightning_glue import config as configuration
 from lightning_glue.config import Config
 from lightning_glue.errors import UserError, suggest
+from lightning_glue.execution.engines import check_engine
 from lightning_glue.pipeline.drivers import lock
 from lightning_glue.pipeline.graph import FROM_MNLI
 from lightning_glue.tasks import TRAINABLE, get_task
@@ -40,6 +41,7 @@ class Request:
         retries: times a job whose process died is tried again.
         keep: seeds whose exported models are kept once the report exists.
         join: work beside drivers that are at it.
+        engine, address: see :func:`~lightning_glue.execution.engines.open_engine`.
         overrides: ``key=value`` for every training.
     """
 
@@ -58,6 +60,8 @@ class Request:
     retries: int = 2
     keep: str = "best"
     join: bool = False
+    engine: str = "local"
+    address: str | None = None
     overrides: Sequence[str] = ()
 
     def __post_init__(self) -> None:
@@ -68,6 +72,9 @@ class Request:
                 raise UserError(f"--{name.replace('_', '-')} {value}; expected at least 1")
         if self.retries < 0:
             raise UserError(f"--retries {self.retries}; expected at least 0")
+        check_engine(self.engine, self.address)
+        if self.engine != "local" and (self.ddp > 1 or self.procs > 1):
+            raise UserError(f"--engine {self.engine} gives each job one device; leave --ddp and --procs out")
         if self.keep not in KEEP:
             raise UserError(f"--keep {self.keep!r}{suggest(self.keep, KEEP)}")
         for task in self.tasks or ():
@@ -90,7 +97,7 @@ class Benchmark:
         configs: of the trainings by task, dotted keys, seed and device aside; with this command's ``tracking.`` keys.
         tasks, seeds: that this command works on.
         stored: what ``benchmark.json`` says: all tasks and seeds that were ever asked for.
-        gpus: of this machine to use; 0: the CPU.
+        gpus: to use; 0: the CPU.
         before: what ``benchmark.json`` said when this was put together.
     """
 
@@ -130,13 +137,15 @@ def safe_name(name: str) -> str:
     return re.sub(r"[^A-Za-z0-9_.-]", "_", name)[:80].lstrip(".") or "_"
 
 
-def compose_benchmark(request: Request, root: Path = Path("mlruns/.glue")) -> Benchmark:
+def compose_benchmark(request: Request, gpus: int, root: Path = Path("mlruns/.glue")) -> Benchmark:
     """What is asked for, put together with what is stored of a benchmark of this name; writes nothing.
+
+    Args:
+        gpus: to use; 0: the CPU.
 
     Raises:
         UserError: a mistake in it, or a benchmark of this name was made with another configuration; names the keys.
     """
-    gpus = _gpus(request.gpus)
     # The tasks may be those that are stored, under a name that one task's configuration is enough to tell.
     name = request.name or _default_name(request, _compose(request, (request.tasks or TRAINABLE)[0], gpus))
     folder = root / safe_name(name)
@@ -146,7 +155,7 @@ def compose_benchmark(request: Request, root: Path = Path("mlruns/.glue")) -> Be
     if request.transfer and "MNLI" not in tasks:
         raise UserError(f"--transfer starts {', '.join(FROM_MNLI)} from MNLI's models; add MNLI to the tasks")
     if request.ddp > 1 and gpus and request.ddp > gpus:
-        raise UserError(f"--ddp {request.ddp}: this machine gives {gpus} GPUs to the benchmark")
+        raise UserError(f"--ddp {request.ddp}: the benchmark is given {gpus} GPUs")
     made = {task: _compose(request, task, gpus) for task in tasks}
     asked = _described(request, name, tasks, tuple(range(1, count + 1)), made)
     if stored:
@@ -154,17 +163,6 @@ def compose_benchmark(request: Request, root: Path = Path("mlruns/.glue")) -> Be
     configs = {task: _as_stored(task, config, asked, stored or asked) for task, config in made.items()}
     together = _together(asked, stored)
     return Benchmark(folder, request, configs, tasks, tuple(range(1, count + 1)), together, gpus, stored)
-
-
-def _gpus(asked: int | None) -> int:
-    if asked == 0:
-        return 0
-    import torch
-
-    there = torch.cuda.device_count()
-    if asked is not None and asked > there:
-        raise UserError(f"--gpus {asked}: this machine shows {there} CUDA devices")
-    return there if asked is None else asked
 
 
 def _compose(request: Request, task: str, gpus: int) -> Config:
@@ -294,7 +292,7 @@ def settle(benchmark: Benchmark) -> Benchmark:
     """
     with lock(benchmark.folder / "drivers" / "asked.lock", wait=True):
         if read_stored(benchmark.folder) != benchmark.before:
-            benchmark = compose_benchmark(benchmark.request, benchmark.folder.parent)
+            benchmark = compose_benchmark(benchmark.request, benchmark.gpus, benchmark.folder.parent)
         if benchmark.stored != benchmark.before:
             with new_file(benchmark.folder / _FILE) as file:
                 json.dump(benchmark.stored, file, indent=2)

@@ -1,4 +1,4 @@
-"""The places of this machine where jobs run: slots, each with a warm process, and groups of several for DDP."""
+"""The places where jobs run: slots, each with a warm process, and groups of several for DDP."""
 
 from __future__ import annotations
 
@@ -6,11 +6,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from lightning_glue.execution.local import groups
-from lightning_glue.execution.place import places
+from lightning_glue.execution.joining import Files
 from lightning_glue.pipeline.graph import TRAIN, Node
 
 if TYPE_CHECKING:
+    from lightning_glue.execution.engines import Engine
     from lightning_glue.execution.executor import Executor
     from lightning_glue.pipeline.request import Benchmark
 
@@ -53,13 +53,15 @@ def wanted(node: Node) -> Sequence[str]:
     return ("ddp", "procs", "one") if node.task in _LARGE else ("procs", "one")
 
 
-def make_teams(benchmark: Benchmark, objective: str = OBJECTIVE) -> list[Team]:
-    """The teams of this machine, none of them started."""
-    request, gpus = benchmark.request, benchmark.gpus
+def make_teams(benchmark: Benchmark, engine: Engine, objective: str = OBJECTIVE) -> list[Team]:
+    """The teams that the engine has room for, none of them started."""
+    request, gpus, config = benchmark.request, benchmark.gpus, benchmark.any_config
+    files = Files(tuple(benchmark.configs), config["data.glue_dir"] if config["data.source"] == "glue" else None)
 
     def make(folder: str, **how: Any) -> Sequence[Executor]:
         usual = {"workers": request.workers, "gpus": gpus, "gpus_per_trial": 1, "trials_per_gpu": 1, "procs": 1}
-        return groups(places(**(usual | how)), objective, benchmark.folder / "logs" / folder)
+        logs = benchmark.folder / "logs" / folder
+        return engine.groups(**(usual | how), objective=objective, folder=logs, files=files)
 
     ones = make("slots", trials_per_gpu=request.jobs_per_gpu)
     teams = [Team(one, frozenset([number]), gpus=int(bool(gpus))) for number, one in enumerate(ones)]

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from lightning_glue import config as configuration
 from lightning_glue.config import Config, TuneConfig
 from lightning_glue.errors import UserError, suggest
-from lightning_glue.execution.engines import check_engine
+from lightning_glue.execution.engines import check_engine, count_gpus
 from lightning_glue.tasks import TRAINABLE, get_task
 from lightning_glue.training.default_model import with_default_model
 
@@ -95,7 +95,7 @@ def compose_search(request: Request, engine: Engine) -> Search:
     tuning += [entry for entry in request.overrides if entry.startswith("tune.")]
     asked = request.trials is not None or any(entry.startswith("tune.trials=") for entry in tuning)
     overrides = [entry for entry in request.overrides if not entry.startswith("tune.")]
-    gpus = _gpus(request.gpus, engine)
+    gpus = count_gpus(request.gpus, engine)
     fixed = {entry.lstrip("+~").partition("=")[0] for entry in overrides}
     if own := fixed & {"trainer.gpus", "trainer.procs"}:
         raise UserError(f"{own.pop()} of a trial is what --gpus-per-trial and --procs say; leave it out")
@@ -121,13 +121,6 @@ def compose_search(request: Request, engine: Engine) -> Search:
     if config.trainer.max_steps > 0:  # trials of the same length: what ends them is said already
         fixed = fixed | {"trainer.max_epochs"}
     return Search(config, tune, make_space(tune.parameters, fixed), gpus, tune.trials if asked else None)
-
-
-def _gpus(asked: int | None, engine: Engine) -> int:
-    there = engine.gpus()
-    if asked is not None and asked > there:
-        raise UserError(f"--gpus {asked}: {engine} shows {there} CUDA devices")
-    return there if asked is None else asked
 
 
 def default_name(search: Search) -> str:

@@ -9,6 +9,7 @@ import pytest
 
 from lightning_glue.config import paths
 from lightning_glue.errors import UserError
+from lightning_glue.execution.engines import LocalEngine, count_gpus
 from lightning_glue.pipeline.cost import parameters, rows_and_length, training_cost
 from lightning_glue.pipeline.request import Request, compose_benchmark, find_data, safe_name, settle
 from lightning_glue.pipeline.teams import make_teams
@@ -17,7 +18,8 @@ from lightning_glue.pipeline.teams import make_teams
 def ask(root: Path, **given: object):
     """The benchmark, stored as the command stores it."""
     usual = {"tasks": ["RTE"], "seeds": 2, "model": "tiny", "data": "sample", "gpus": 0}
-    return settle(compose_benchmark(Request(**(usual | given)), root))
+    request = Request(**(usual | given))
+    return settle(compose_benchmark(request, count_gpus(request.gpus, LocalEngine()), root))
 
 
 @pytest.mark.parametrize(
@@ -33,6 +35,9 @@ def ask(root: Path, **given: object):
         ({"overrides": ["trainer.gpus=2"]}, "trainer.gpus is what"),
         ({"overrides": ["optimizer.lrr=3"]}, "unknown key 'optimizer.lrr'"),
         ({"transfer": True}, "add MNLI to the tasks"),
+        ({"engine": "ray", "ddp": 2}, "gives each job one device; leave --ddp"),
+        ({"engine": "rya"}, "did you mean 'ray'"),
+        ({"address": "auto"}, "add --engine ray"),
         ({"gpus": 99}, "--gpus 99: this machine shows"),
     ],
 )
@@ -56,7 +61,7 @@ def test_more_tasks_and_seeds_extend_and_fewer_are_worked_on_alone(tmp_path: Pat
 
 def test_drivers_that_begin_at_the_same_moment_begin_one_benchmark(tmp_path: Path) -> None:
     usual = {"seeds": 2, "model": "tiny", "data": "sample", "gpus": 0}
-    made = [compose_benchmark(Request(tasks=[task], **usual), tmp_path) for task in ("RTE", "WNLI")]
+    made = [compose_benchmark(Request(tasks=[task], **usual), 0, tmp_path) for task in ("RTE", "WNLI")]
     assert made[0].id != made[1].id
     first, second = map(settle, made)
     assert first.id == second.id and second.stored["tasks"] == ["RTE", "WNLI"]
@@ -155,12 +160,12 @@ def test_teams_of_one_of_a_slots_processes_and_over_slots(tmp_path: Path) -> Non
     from dataclasses import replace
 
     on_cpu = ask(tmp_path, workers=4, ddp=2)
-    shape = [(team.suits, team.name, team.group.place.processes) for team in make_teams(on_cpu)]
+    shape = [(team.suits, team.name, team.group.place.processes) for team in make_teams(on_cpu, LocalEngine())]
     assert shape == [*(("one", str(n), 1) for n in range(4)), ("ddp", "0+1", 2), ("ddp", "2+3", 2)]
     procs = replace(on_cpu, request=replace(on_cpu.request, ddp=1, procs=3, workers=1))
-    assert [team.settings["trainer.procs"] for team in make_teams(procs)] == [1, 3]
+    assert [team.settings["trainer.procs"] for team in make_teams(procs, LocalEngine())] == [1, 3]
     shared = replace(on_cpu, gpus=4, request=replace(on_cpu.request, workers=None, jobs_per_gpu=2))
-    teams = make_teams(shared)
+    teams = make_teams(shared, LocalEngine())
     assert [team.group.place.gpus for team in teams[:8]] == [(0,), (1,), (2,), (3,)] * 2
     assert [(team.slots, team.group.place.gpus, team.settings["trainer.gpus"]) for team in teams[8:]] == [
         ({0, 1, 4, 5}, (0, 1), "2"), ({2, 3, 6, 7}, (2, 3), "2"),
