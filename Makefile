@@ -52,7 +52,7 @@ $(error unknown variable $(UNKNOWN); expected one of $(KNOWN))
 endif
 
 .DEFAULT_GOAL := help
-.PHONY: help install train tune glue dashboard evaluate preprocess sync bench bench-gpu report register server ui test coverage mutate torture picture lint dist clean
+.PHONY: help install train tune glue dashboard evaluate preprocess sync bench bench-gpu report submit register server ui test coverage mutate torture picture lint dist clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 26
@@ -101,6 +101,9 @@ bench-gpu: $(INSTALLED) ## measure on a GPU beside fairseq in fp16: speed, MFU, 
 
 report: $(INSTALLED) ## table of the runs over their seeds, of TASK or of all; ARGS="--out DIR" writes Markdown and HTML
 	@$(BIN)/python -m lightning_glue.report $(call option,--task,$(TASK)) $(ARGS)
+
+submit: $(INSTALLED) ## write the leaderboard's zip of a benchmark; ARGS="NAME --from ensemble", ARGS="--check ZIP"
+	@$(BIN)/python -m lightning_glue.submit $(ARGS)
 
 register: $(INSTALLED) ## register the best model of RUN=<run id>; the best of its task is champion
 	@$(call needs,RUN)

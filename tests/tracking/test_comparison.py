@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import mlflow
+import numpy as np
 import pytest
+from helpers.big_store import add_runs, many_runs
 from helpers.project import run
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from mlflow.entities import Dataset, DatasetInput, Metric, Param
 
-from lightning_glue.tracking import comparison, stored_runs
+from lightning_glue.tracking import comparison, energy, seed_noise, stored_runs
+from lightning_glue.tracking.published import Published, published
+from lightning_glue.tracking.report_text import Report, markdown, page
 
 STORE = "sqlite:///{}/mlflow.db"
 
@@ -133,3 +140,89 @@ def test_runs_of_other_programs_are_passed_over(tmp_path: Path) -> None:
     assert "left out: 5 runs of another program, such as " in stored_runs.foreign_note(
         stored_runs.fetch(client, store, None)
     )
+
+
+def test_published_scores_are_for_their_models_alone() -> None:
+    assert published("RTE", "roberta.base", None, "glue") == Published("RoBERTa base", 0.787)
+    assert published("RTE", "roberta.large", "MNLI", "glue") == Published("RoBERTa large from MNLI", 0.91)
+    assert published("RTE", "roberta.large.mnli", None, "glue") == Published("RoBERTa large from MNLI", 0.91)
+    assert published("CoLA", "roberta.large", None, "glue") == Published("RoBERTa large", 0.68)
+    for other in [
+        ("WNLI", "roberta.base", None, "glue"),
+        ("RTE", "roberta.base", "MNLI", "glue"),
+        ("RTE", "roberta.large", "", "glue"),
+        ("CoLA", "roberta.large.mnli", None, "glue"),
+        ("RTE", "minilm", None, "glue"),
+        ("RTE", "roberta.base", None, "sample"),
+    ]:
+        assert published(*other) is None
+
+
+@settings(deadline=None, max_examples=30)
+@given(st.lists(st.floats(0, 1), min_size=2, max_size=9))
+def test_seed_noise_is_an_interval_around_the_median(scores: list[float]) -> None:
+    interval = seed_noise.median_interval(scores)
+    assert interval is not None and min(scores) <= interval[0] <= np.median(scores) <= interval[1] <= max(scores)
+    assert seed_noise.median_interval(scores[::-1]) == interval
+    if len(scores) < 6:
+        assert interval == (min(scores), max(scores))
+
+
+def test_what_is_published_is_above_below_or_within_seed_noise() -> None:
+    scores = [0.78, 0.79, 0.80, 0.80, 0.81]
+    said = [seed_noise.verdict(scores, value) for value in (0.7, 0.7795, 0.787, 0.8105, 0.82)]
+    assert [one.split()[0] for one in said] == ["above", "within", "within", "within", "below"]
+    assert seed_noise.verdict([0.8], 0.7) == "cannot tell from one seed"
+
+
+def test_a_seed_counts_once_and_what_is_in_common_is_said(tmp_path: Path, new_store: Callable[[Path], None]) -> None:
+    new_store(tmp_path)
+    shared = {"task.name": "RTE", "model.name": "roberta.base", "data.source": "glue", "optimizer.weight_decay": 0.1}
+    runs = [
+        {"id": f"{number:032x}", "params": shared | {"seed": seed, "optimizer.lr": 2e-5}, "data": {"dev": "d"},
+         "tags": {"majority": "0.7", "lightning_glue.benchmark": "b", "mlflow.parentRunId": "p"}, "start": number,
+         "metrics": {"best/dev/accuracy": value}}
+        for number, (seed, value) in enumerate([(1, 0.99), (1, 0.60), (2, 0.61), (3, 0.62)], 1)
+    ]  # fmt: skip
+    add_runs(tmp_path / "mlflow.db", runs)
+    store = STORE.format(tmp_path)
+    (section,) = comparison.compare(stored_runs.fetch(mlflow.MlflowClient(store), store, None), store, task=None,
+                                    trials=False)  # fmt: skip
+    (group,) = section.groups
+    assert (group.median, len(group.seeds), len(group.runs)) == (0.61, 3, 4)
+    assert group.verdict == "below (0.6000 to 0.6200)"  # of 0.787
+    assert section.notes == [
+        "in common: weight_decay 0.1",
+        "lr 2e-05: seed 1 has 2 runs; the newest counts",
+        "RTE, lr 2e-05: dev/accuracy 0.6100 is no better than the majority class (0.7000)",
+    ]
+
+
+def test_thousands_of_runs_take_two_requests(
+    tmp_path: Path, new_store: Callable[[Path], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    new_store(tmp_path)
+    add_runs(tmp_path / "mlflow.db", many_runs(1000, params=0))
+    store, asked = STORE.format(tmp_path), list[str]()
+    client = mlflow.MlflowClient(store)
+    inner = client._tracking_client.store
+    for name in [name for name in dir(inner) if name.startswith(("get_", "search_"))]:
+        call = getattr(inner, name)
+        if callable(call):
+            monkeypatch.setattr(
+                inner, name, lambda *a, _name=name, _call=call, **k: asked.append(_name) or _call(*a, **k)
+            )
+    runs = stored_runs.fetch(client, store, None)
+    report = Report("Runs", comparison.compare(runs, store, task=None, trials=False))
+    assert [name for name in asked if name.startswith("search_")] == ["search_experiments", "search_runs"]
+    assert not [name for name in asked if name.startswith("get_run")]
+    assert sum(len(group.runs) for section in report.sections for group in section.groups) == 990
+    assert "left out: 10 runs of another program" in stored_runs.foreign_note(runs)
+    assert page(report).count("<tr>") == markdown(report).count("\n| roberta.base") + 4
+
+
+def test_energy_is_power_over_time() -> None:
+    hour = 3_600_000
+    assert energy.watt_hours([(0, 100.0), (hour, 300.0)], 0, hour) == 200
+    assert energy.watt_hours([(hour // 2, 100.0)], 0, hour) == 100
+    assert energy.watt_hours([(2 * hour, 100.0)], 0, hour) == 0

@@ -94,6 +94,21 @@ def test_the_champion_gives_way_only_to_a_better_one(client: mlflow.MlflowClient
     assert str(client.get_model_version_by_alias("glue-rte", "champion").version) == "2"
 
 
+def test_a_champion_no_better_than_the_majority_class_comes_with_a_warning(
+    client: mlflow.MlflowClient, tmp_path: Path
+) -> None:
+    said = []
+    for score, level in ((0.5, "0.5"), (0.6, "0.5"), (0.7, "none")):
+        run_id = finished_run(client, tmp_path, score)
+        client.set_tag(run_id, registry.MAJORITY, level)
+        said.append(registry.register(client, run_id)[2])
+    assert said == [
+        "the champion: dev/accuracy 0.5000; warning: no better than the majority class (0.5000 against 0.5000)",
+        "the champion: dev/accuracy 0.6000",
+        "the champion: dev/accuracy 0.7000",
+    ]
+
+
 def test_a_champion_of_other_data_is_not_compared(client: mlflow.MlflowClient, tmp_path: Path) -> None:
     registry.register(client, finished_run(client, tmp_path, 0.7))
     _, _, decision = registry.register(client, finished_run(client, tmp_path, 0.9, dev="c" * 32))
