@@ -1,5 +1,7 @@
 # What targets take; ARGS is passed on as it is.
 TASK ?=
+TASKS ?=
+SEEDS ?=
 MODEL ?=
 DATA ?=
 GPUS ?=
@@ -14,9 +16,11 @@ STORAGE ?=
 DB ?=
 ARTIFACTS ?=
 HOSTS ?=
+JOBS_PER_GPU ?=
+KEEP ?=
 ARGS ?=
 
-BENCHMARKS ?= forward train paired tracking tune preprocess startup scaling scale
+BENCHMARKS ?= forward train paired tracking tune glue preprocess startup scaling scale
 
 PYTHON ?= $(firstword $(foreach p,python3.12 python3.11 python3,$(shell $(p) -c 'import sys; print("$(p)" if (3,11) <= sys.version_info[:2] < (3,13) else "")' 2>/dev/null)))
 BIN := .venv/bin
@@ -37,7 +41,7 @@ export MLFLOW_BACKEND_STORE_URI := $(DB)
 endif
 
 # A variable that no target knows is most likely a known one, misspelt.
-KNOWN := TASK MODEL DATA GPUS PROCS EXPERIMENT INIT_FROM RESUME TRIALS WORKERS STUDY STORAGE DB ARTIFACTS HOSTS ARGS RUN PREDICT \
+KNOWN := TASK TASKS SEEDS JOBS_PER_GPU KEEP MODEL DATA GPUS PROCS EXPERIMENT INIT_FROM RESUME TRIALS WORKERS STUDY STORAGE DB ARTIFACTS HOSTS ARGS RUN PREDICT \
 	BENCHMARKS PYTHON GLUE_DIR ROBERTA_BPE_DIR TORTURE_SEED TORTURE_KILLS
 ENVIRONMENT := MLFLOW_% OPTUNA_% LIGHTNING_GLUE_% CUDA_% OMP_% HF_% MASTER_% PATH HOME SHELL BIN PIP
 GIVEN := $(foreach name,$(.VARIABLES),$(if $(filter command line,$(origin $(name))),$(name)))
@@ -47,11 +51,11 @@ $(error unknown variable $(UNKNOWN); expected one of $(KNOWN))
 endif
 
 .DEFAULT_GOAL := help
-.PHONY: help install train tune dashboard evaluate preprocess sync bench bench-gpu report register server ui test coverage mutate torture picture lint dist clean
+.PHONY: help install train tune glue dashboard evaluate preprocess sync bench bench-gpu report register server ui test coverage mutate torture picture lint dist clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 26
-	@echo; echo '  TASK MODEL DATA GPUS PROCS EXPERIMENT INIT_FROM RESUME GLUE_DIR ROBERTA_BPE_DIR'; echo '  ARGS="key=value ...": what the target'\''s command takes besides'
+	@echo; echo '  TASK TASKS SEEDS MODEL DATA GPUS JOBS_PER_GPU PROCS WORKERS KEEP EXPERIMENT INIT_FROM RESUME GLUE_DIR ROBERTA_BPE_DIR'; echo '  ARGS="key=value ...": what the target'\''s command takes besides'
 
 install: $(INSTALLED) ## make .venv and install everything (the other targets do it when needed)
 
@@ -69,6 +73,9 @@ train: $(INSTALLED) ## fine-tune on TASK (none: a one-minute demo), track in MLf
 
 tune: $(INSTALLED) ## search TASK's hyperparameters with Optuna: TRIALS WORKERS STUDY STORAGE; again: goes on
 	@$(BIN)/python -m lightning_glue.tune $(FLAGS) $(call option,--experiment,$(EXPERIMENT)) $(call option,--trials,$(TRIALS)) $(call option,--workers,$(WORKERS)) $(call option,--study,$(STUDY)) $(ARGS)
+
+glue: $(INSTALLED) ## the whole benchmark: TASKS (none: all nine) with SEEDS each, report and submission; again: what is missing
+	@$(BIN)/python -m lightning_glue.glue $(call option,--tasks,$(TASKS)) $(call option,--seeds,$(SEEDS)) $(call option,--model,$(MODEL)) $(call option,--data,$(DATA)) $(call option,--gpus,$(GPUS)) $(call option,--procs,$(PROCS)) $(call option,--workers,$(WORKERS)) $(call option,--jobs-per-gpu,$(JOBS_PER_GPU)) $(call option,--keep,$(KEEP)) $(call option,--experiment,$(EXPERIMENT)) $(ARGS)
 
 dashboard: $(INSTALLED) ## look at the studies in optuna-dashboard
 	@$(PIP) -e '.[dashboard]'

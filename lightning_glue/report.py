@@ -5,19 +5,25 @@ from __future__ import annotations
 import argparse
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from lightning_glue.errors import UserError
 from lightning_glue.tasks import get_task
-from lightning_glue.tracking.client import open_store
-from lightning_glue.tracking.comparison import compare, fetch, markdown, page, show
 from lightning_glue.utils.console import Parser, run_main
 from lightning_glue.utils.files import make_folder, new_file
+from lightning_glue.utils.quick_imports import quick_imports
+from lightning_glue.utils.redact import hide_secrets
+
+if TYPE_CHECKING:
+    from lightning_glue.tracking.report_text import Report
 
 
 def parse_arguments() -> argparse.Namespace:
     parser = Parser(
         prog="python -m lightning_glue.report", description="Compare tracked runs, grouped over their seeds."
     )
+    parser.add_argument("--benchmark", metavar="NAME|DIR", help="the runs of one benchmark: its report, which is also "
+                        "written into its folder")  # fmt: skip
     parser.add_argument("--experiment", metavar="NAME", help="MLflow experiment (default: all)")
     parser.add_argument("--task", metavar="TASK", help="one GLUE task (default: all)")
     parser.add_argument("--trials", action="store_true", help="include the trials of searches")
@@ -25,7 +31,37 @@ def parse_arguments() -> argparse.Namespace:
         "--uri", metavar="URI", help="tracking store (default: MLFLOW_TRACKING_URI, else mlflow.db here)"
     )
     parser.add_argument("--out", metavar="DIR", type=Path, help="write report.md and report.html here")
-    return parser.parse_args()
+    args = parser.parse_args()
+    if args.benchmark and (args.experiment or args.task or args.trials):
+        parser.error("--benchmark has all runs of one benchmark: leave out --experiment, --task and --trials")
+    return args
+
+
+def of_runs(args: argparse.Namespace) -> Report:
+    """The report of all runs that are asked for."""
+    from lightning_glue.tracking.client import open_store
+    from lightning_glue.tracking.comparison import compare
+    from lightning_glue.tracking.report_text import Report
+    from lightning_glue.tracking.stored_runs import fetch, foreign_note
+
+    client, uri = open_store(args.uri)
+    runs = fetch(client, uri, args.experiment)
+    sections = compare(runs, uri, task=args.task, trials=args.trials)
+    if not sections:
+        wanted = f" of {args.task}" if args.task else ""
+        raise UserError(f"no runs{wanted} at {hide_secrets(uri)}; train first, or give --uri or MLFLOW_TRACKING_URI")
+    return Report("Runs", sections, [*filter(None, [foreign_note(runs)])])
+
+
+def of_benchmark(name: str, uri: str | None) -> tuple[Report, Path]:
+    """A benchmark's report, and its folder."""
+    from lightning_glue.pipeline.benchmark_folder import find_benchmark
+
+    benchmark = find_benchmark(name)
+    with quick_imports():
+        from lightning_glue.pipeline.benchmark_report import make_report
+
+    return make_report(benchmark, uri), benchmark.path
 
 
 def main() -> None:
@@ -34,17 +70,15 @@ def main() -> None:
         get_task(args.task)
     if args.out:
         make_folder(args.out, "--out")
-    client, uri = open_store(args.uri)
-    sections = compare(fetch(client, uri, args.experiment), uri, task=args.task, trials=args.trials)
-    if not sections:
-        wanted = f" of {args.task}" if args.task else ""
-        raise UserError(f"no runs{wanted} at {uri}; train first, or give --uri or MLFLOW_TRACKING_URI")
-    show(sections)
-    if args.out:
-        for name, text in {"report.md": markdown(sections), "report.html": page(sections)}.items():
-            with new_file(args.out / name) as file:
+    report, folder = of_benchmark(args.benchmark, args.uri) if args.benchmark else (of_runs(args), None)
+    from lightning_glue.tracking.report_text import markdown, page, show
+
+    show(report)
+    if out := args.out or folder:
+        for name, text in {"report.md": markdown(report), "report.html": page(report)}.items():
+            with new_file(out / name) as file:
                 file.write(text)
-            print(f"wrote {args.out / name}", file=sys.stderr)
+            print(f"wrote {out / name}", file=sys.stderr)
 
 
 if __name__ == "__main__":

@@ -20,6 +20,7 @@ class Job:
         collapse_margin: a training not better than the majority class by this much has collapsed.
         resume: the run to go on with, as ``--resume`` names it.
         shows: evaluations and progress on standard output.
+        todo: of a job of a benchmark, see :mod:`lightning_glue.pipeline.jobs`: its ``kind`` and what that needs.
     """
 
     config: dict[str, Any]
@@ -29,6 +30,7 @@ class Job:
     collapse_margin: float = 0.0
     resume: str | None = None
     shows: bool = True
+    todo: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass

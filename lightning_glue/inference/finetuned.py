@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -69,8 +70,26 @@ def load_fine_tuned(path: Path) -> FineTuned:
         if any(tensor.dtype == torch.float64 for tensor in weights.values()):
             model.double()  # trained with trainer.precision=64-true
         model.load_state_dict(weights, strict=True)
-        _check_finite(model)
+        _check_finite(model.state_dict())
         return FineTuned(model.eval(), task, encoder, path, start.sha256, _settings(state))
+
+
+def fine_tuned_weights(path: Path, task: Task) -> dict[str, torch.Tensor]:
+    """The weights of another export of a task, its head's outputs in the order of ``Task.labels``.
+
+    They stay in the file, whose pages are read when they are used.
+
+    Raises:
+        UserError: as :func:`load_fine_tuned`, and where the model is of another task.
+    """
+    path = weights_file(path)
+    state = safe_load(path, mapped=True)
+    if state.get("glue_task") != task.name:
+        raise CheckpointError(f"{path} is a model of {state.get('glue_task')}, expected one of {task.name}")
+    with reading(str(path)):
+        weights = _head_in_registry_order(state, task)
+        _check_finite(weights)
+        return weights
 
 
 def _head_in_registry_order(state: dict[str, Any], task: Task) -> dict[str, torch.Tensor]:
@@ -89,8 +108,8 @@ def _head_in_registry_order(state: dict[str, Any], task: Task) -> dict[str, torc
     return with_outputs(weights, LabelOrder(task, tuple(labels)).from_fairseq)
 
 
-def _check_finite(model: RobertaModel) -> None:
-    for name, tensor in model.state_dict().items():
+def _check_finite(weights: Mapping[str, torch.Tensor]) -> None:
+    for name, tensor in weights.items():
         if not tensor.isfinite().all():
             raise CheckpointError(
                 f"{name} holds NaN or infinite values: the training diverged, there is nothing to score"

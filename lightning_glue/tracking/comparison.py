@@ -1,96 +1,117 @@
-"""What the tracked runs came to, over their seeds: tables of those that can be compared."""
+"""Runs that can be compared, grouped over their seeds: what a report has of them."""
 
 from __future__ import annotations
 
-import html
 import json
 import statistics
-import sys
 from collections import Counter, defaultdict
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
 from typing import TYPE_CHECKING
 
-from lightning_glue.errors import TrackingError, suggest
-from lightning_glue.tasks import TRAINABLE, get_task
-from lightning_glue.tracking import registry
-from lightning_glue.tracking.pages import run_page
+from lightning_glue.tasks import get_task
+from lightning_glue.tracking import seed_noise
+from lightning_glue.tracking.published import DEV_ROWS, Published, published
 from lightning_glue.tracking.registry import difference
-from lightning_glue.utils.redact import first_line
+from lightning_glue.tracking.stored_runs import Scored, is_training, is_trial, scored_run
 
 if TYPE_CHECKING:
-    from mlflow import MlflowClient
     from mlflow.entities import Run
 
 # Parameters that do not tell two recipes apart: the seed, and where and how fast a run was made.
 _NOT_RECIPE = (
     "seed", "tracking.", "task.", "data.glue_dir", "data.bpe_dir", "data.eval_tokens", "trainer.gpus", "trainer.procs",
-    "trainer.accumulate", "trainer.log_every", "trainer.predict", "trainer.checkpoint",
+    "trainer.accumulate", "trainer.log_every", "trainer.predict", "trainer.checkpoint", "trainer.preflight",
+    "trainer.auto_batch",
 )  # fmt: skip
 _USUAL = {"optimizer.lr": "lr", "data.batch_size": "batch"}
-_PAGE = 1000  # runs a request asks for
-_COLUMNS = ("model", "recipe", "metric", "median", "spread", "best", "runs", "device min", "best run")
-_STYLE = "body{font:15px sans-serif;margin:2em}table{border-collapse:collapse}td,th{padding:.3em .8em;text-align:left}"
-_STYLE += "tr:nth-child(even){background:#f2f4f7}th{border-bottom:2px solid #444}"
+_TOLD = {*_USUAL, "trainer.max_epochs", "trainer.max_steps"}  # in a recipe's words
+_COMMON = (
+    "optimizer.", "data.max_tokens", "trainer.precision", "trainer.gradient_clip_val", "init_from", "model.dropout",
+    "model.attention_dropout", "model.pooler_dropout",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
-class Scored:
-    """A finished run. ``data`` maps a split to its digest; ``minutes`` is wall time times devices."""
+class Group:
+    """Runs that differ in their seeds alone.
 
-    run_id: str
-    link: str
+    Attributes:
+        recipe: what tells it from others of its section, in words.
+        published: the score that the same model is known to reach; None where there is none.
+        together: scores of what was made of all seeds, by name: ensemble, soup.
+        energy: watt hours, where the machine tells.
+    """
+
     task: str
-    params: dict[str, str]
-    data: dict[str, str]
-    score: float
-    minutes: float
+    recipe: str
+    runs: list[Scored]
+    published: Published | None = None
+    together: Mapping[str, float] = field(default_factory=dict)
+    energy: float | None = None
+
+    @cached_property
+    def seeds(self) -> list[Scored]:
+        """One run of each seed: the newest."""
+        return list({run.seed: run for run in sorted(self.runs, key=lambda run: run.started)}.values())
+
+    @property
+    def scores(self) -> list[float]:
+        return [run.score for run in self.seeds]
+
+    @property
+    def median(self) -> float:
+        return statistics.median(self.scores)
+
+    @property
+    def best(self) -> Scored:
+        return max(self.seeds, key=lambda run: run.score)
+
+    @property
+    def minutes(self) -> float:
+        return sum(run.minutes for run in self.runs)
+
+    @property
+    def majority(self) -> float | None:
+        """The score of saying the most frequent class, where a run says it."""
+        return next((run.majority for run in self.seeds if run.majority is not None), None)
+
+    @property
+    def verdict(self) -> str:
+        return seed_noise.verdict(self.scores, self.published.score) if self.published else ""
+
+
+@dataclass(frozen=True)
+class Table:
+    columns: list[str]
+    rows: list[list[str]]
 
 
 @dataclass(frozen=True)
 class Section:
-    """The comparable runs of one task, as a table; ``notes`` say what is not in it."""
+    """Groups that can be compared, as a table and a plot; ``notes`` say what is not in it.
+
+    Attributes:
+        details: a table of other things.
+    """
 
     title: str
-    rows: list[tuple[str, ...]]
+    groups: list[Group]
     notes: list[str]
+    details: Table | None = None
 
 
-def fetch(client: MlflowClient, uri: str, experiment: str | None) -> list[Run]:
-    """Every run of an experiment, or of all; a store that cannot be read raises :class:`UserError`."""
-    from mlflow.exceptions import MlflowException
+def recipe_key(run: Scored, tasks: Mapping[str, str]) -> tuple[tuple[str, str], ...]:
+    """What tells a recipe from others; of the run that one started from, its task: each seed has a start of its own.
 
-    try:
-        found = {entry.name: entry.experiment_id for entry in client.search_experiments()}
-        if experiment is not None and experiment not in found:
-            raise TrackingError(f"no experiment {experiment!r} at {uri}{suggest(experiment, found)}")
-        ids = [found[experiment]] if experiment is not None else list(found.values())
-        runs: list[Run] = []
-        token: str | None = ""
-        while token is not None:
-            page = client.search_runs(ids, max_results=_PAGE, page_token=token or None)
-            runs, token = runs + list(page), page.token or None
-        return runs
-    except (MlflowException, OSError) as error:
-        raise TrackingError(f"MLflow at {uri} cannot be read: {first_line(error)}") from None
-
-
-def scored_run(run: Run, uri: str) -> Scored | None:
-    """The run's selection metric and cost; None for a run without one, or of another program."""
-    params, info = run.data.params, run.info
-    if params.get("task.name") not in TRAINABLE or "model.name" not in params:
-        return None
-    value = run.data.metrics.get(f"best/{get_task(params['task.name']).selection_metric}")
-    if value is None or info.end_time is None:
-        return None
-    numbers = [params.get(name, "1") for name in ("trainer.gpus", "trainer.procs")]
-    devices = max([1, *(int(number) for number in numbers if number.isdecimal())])
-    link = run_page(uri, info.experiment_id, info.run_id) if uri.startswith("http") else ""
-    minutes = (info.end_time - info.start_time) / 60000 * devices
-    return Scored(info.run_id, link, params["task.name"], dict(params), registry.dataset_digests(run), value, minutes)
-
-
-def recipe_key(run: Scored) -> tuple[tuple[str, str], ...]:
-    return tuple(sorted((key, value) for key, value in run.params.items() if not key.startswith(_NOT_RECIPE)))
+    Args:
+        tasks: of the runs that are known, by id.
+    """
+    params = {key: value for key, value in run.params.items() if not key.startswith(_NOT_RECIPE)}
+    if start := start_of(run, tasks):
+        params["init_from"] = f"a model of {start}"
+    return tuple(sorted(params.items()))
 
 
 def recipe_names(keys: list[tuple[tuple[str, str], ...]]) -> list[str]:
@@ -99,8 +120,7 @@ def recipe_names(keys: list[tuple[tuple[str, str], ...]]) -> list[str]:
     for key in keys:
         for name, value in key:
             values[name].add(value)
-    told = {"optimizer.lr", "data.batch_size", "trainer.max_epochs", "trainer.max_steps"}
-    other = [name for name in sorted(values.keys() - told) if len(values[name]) > 1 and not name.startswith("model.")]
+    other = [name for name in sorted(values.keys() - _TOLD) if len(values[name]) > 1 and not name.startswith("model.")]
     return [_in_words(dict(key), other) for key in keys]
 
 
@@ -115,103 +135,98 @@ def _in_words(params: dict[str, str], other: list[str]) -> str:
     return ", ".join([*words, *(f"{name} {params[name]}" for name in other if name in params)])
 
 
+def in_common(runs: Iterable[Scored]) -> str:
+    """What all runs were made with besides what their recipes say, on one line; empty for none."""
+    shared: set[tuple[str, str]] | None = None
+    for run in runs:
+        shared = set(run.params.items()) if shared is None else shared & run.params.items()
+    found = sorted(
+        (name.rpartition(".")[2], value)
+        for name, value in shared or ()
+        if name.startswith(_COMMON) and name not in _TOLD and value not in ("None", "")
+    )
+    return "in common: " + ", ".join(f"{name} {value}" for name, value in found) if found else ""
+
+
 def scored_splits(run: Scored) -> dict[str, str]:
     """Digests of what a score depends on: training and dev data."""
     return {name: digest for name, digest in run.data.items() if name == "train" or name.startswith("dev")}
 
 
-def tabulate(runs: list[Scored]) -> list[tuple[str, ...]]:
-    """A row per recipe of comparable runs, the best median first."""
-    groups: dict[tuple[tuple[str, str], ...], list[Scored]] = defaultdict(list)
+def start_of(run: Scored, tasks: Mapping[str, str]) -> str | None:
+    """The task whose model a run started from; None: a pretrained one; empty: nobody knows.
+
+    Args:
+        tasks: of the runs that are known, by id.
+    """
+    start = run.params.get("init_from", "None")
+    return None if start in ("None", "") else tasks.get(start, "")
+
+
+def published_for(run: Scored, tasks: Mapping[str, str]) -> Published | None:
+    """The published score that a run's can be compared with: of its model, on the whole official dev set."""
+    if run.task not in DEV_ROWS or run.dev_rows not in (None, DEV_ROWS[run.task]):
+        return None
+    source = run.params.get("model.source", run.params["model.name"])
+    return published(run.task, source, start_of(run, tasks), run.params.get("data.source", "glue"))
+
+
+def group_runs(runs: list[Scored], tasks: Mapping[str, str]) -> list[Group]:
+    """A group per recipe of comparable runs, the best median first."""
+    members: dict[tuple[tuple[str, str], ...], list[Scored]] = defaultdict(list)
     for run in runs:
-        groups[recipe_key(run)].append(run)
-    ordered = sorted(groups, key=lambda key: -statistics.median(run.score for run in groups[key]))
-    rows: list[tuple[str, ...]] = []
-    for key, recipe in zip(ordered, recipe_names(ordered)):
-        members = groups[key]
-        scores, best = [run.score for run in members], max(members, key=lambda run: run.score)
-        spread = f"{min(scores):.4f} to {max(scores):.4f}" if len(scores) > 1 else "-"
-        numbers = (f"{statistics.median(scores):.4f}", spread, f"{best.score:.4f}")
-        cost = f"{sum(run.minutes for run in members):.1f}"
-        metric = get_task(best.task).selection_metric
-        reference = best.link or best.run_id
-        rows.append((best.params["model.name"], recipe, metric, *numbers, str(len(members)), cost, reference))
-    return rows
+        members[recipe_key(run, tasks)].append(run)
+    found = [
+        Group(runs[0].task, recipe, members[key], published_for(members[key][0], tasks))
+        for key, recipe in zip(members, recipe_names(list(members)))
+    ]
+    return sorted(found, key=lambda group: -group.median)
 
 
 def compare(runs: list[Run], uri: str, *, task: str | None, trials: bool) -> list[Section]:
     """A section per task and data: scores on different data are never in one table."""
-    chosen = [run for run in runs if trials or "mlflow.parentRunId" not in run.data.tags]
-    chosen = [run for run in chosen if "tune.trials" not in run.data.params]  # a study; its trials are trainings
     by_task: dict[str, list[Run]] = defaultdict(list)
-    for run in chosen:
-        name = run.data.params.get("task.name")
-        if name in TRAINABLE and name == (task or name):  # others are of another program
-            by_task[name].append(run)
-    sections = []
-    for name, members in sorted(by_task.items()):
-        finished = [run for run in members if run.info.status == "FINISHED"]
-        left_out = Counter(run.info.status for run in members if run.info.status != "FINISHED")
-        notes = [f"{count} {status} not scored" for status, count in sorted(left_out.items())]
-        datasets: dict[str, list[Scored]] = defaultdict(list)
-        for found in filter(None, (scored_run(run, uri) for run in finished)):
-            datasets[json.dumps(scored_splits(found), sort_keys=True)].append(found)
-        if not datasets:
-            sections.append(Section(name, [], notes or ["no finished run"]))
-        first = next(iter(datasets), "")
-        for number, (digests, scored) in enumerate(datasets.items(), 1):
-            apart = "" if digests == first else difference(json.loads(first), json.loads(digests))
-            more = [f"not comparable with {name}, data 1: {apart}"] if apart else notes
-            title = name if len(datasets) == 1 else f"{name}, data {number}"
-            title += " (generated sample)" if scored[0].params.get("data.source") == "sample" else ""
-            sections.append(Section(title, tabulate(scored), more))
+    for run in runs:
+        if is_training(run) and (trials or not is_trial(run)) and task in (None, run.data.params["task.name"]):
+            by_task[run.data.params["task.name"]].append(run)
+    tasks = {run.info.run_id: run.data.params["task.name"] for run in runs if is_training(run)}
+    return [section for name in sorted(by_task) for section in _of_task(name, by_task[name], uri, tasks)]
+
+
+def _of_task(name: str, members: list[Run], uri: str, tasks: Mapping[str, str]) -> list[Section]:
+    finished = [run for run in members if run.info.status == "FINISHED"]
+    left_out = Counter(run.info.status for run in members if run.info.status != "FINISHED")
+    notes = [f"{count} {status} not scored" for status, count in sorted(left_out.items())]
+    datasets: dict[str, list[Scored]] = defaultdict(list)
+    for found in filter(None, (scored_run(run, uri) for run in finished)):
+        datasets[json.dumps(scored_splits(found), sort_keys=True)].append(found)
+    if not datasets:
+        return [Section(name, [], notes or ["no finished run"])]
+    first, sections = next(iter(datasets)), []
+    for number, (digests, scored) in enumerate(datasets.items(), 1):
+        apart = "" if digests == first else difference(json.loads(first), json.loads(digests))
+        title = name if len(datasets) == 1 else f"{name}, data {number}"
+        title += " (generated sample)" if scored[0].params.get("data.source") == "sample" else ""
+        groups = group_runs(scored, tasks)
+        more = [f"not comparable with {name}, data 1: {apart}"] if apart else notes
+        said = [in_common(scored), *(said(group) for group in groups for said in (repeated_note, majority_note))]
+        sections.append(Section(title, groups, [*more, *filter(None, said)]))
     return sections
 
 
-def markdown(sections: list[Section]) -> str:
-    lines = ["# Runs", "", "Median over seeds of the metric that selects the checkpoint; spread is minimum to maximum."]
-    for section in sections:
-        lines += ["", f"## {section.title}", ""]
-        if section.rows:
-            lines += [f"| {' | '.join(_COLUMNS)} |", "|" + "---|" * len(_COLUMNS)]
-            lines += [f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in row)} |" for row in section.rows]
-        lines += ["", *(f"- {note}" for note in section.notes)] if section.notes else []
-    return "\n".join(lines) + "\n"
+def repeated_note(group: Group) -> str:
+    """Which seeds have several runs, of which the newest counts; empty where none has."""
+    counts = Counter(run.seed for run in group.runs)
+    found = [f"seed {seed} has {count} runs" for seed, count in sorted(counts.items()) if count > 1]
+    return f"{group.recipe}: {', '.join(found)}; the newest counts" if found else ""
 
 
-def page(sections: list[Section]) -> str:
-    """One HTML page that needs nothing else."""
-    parts = [f"<!doctype html><meta charset=utf-8><title>Runs</title><style>{_STYLE}</style><h1>Runs</h1>"]
-    for section in sections:
-        parts.append(f"<h2>{html.escape(section.title)}</h2>")
-        if section.rows:
-            parts.append("<table><tr>" + "".join(f"<th>{column}</th>" for column in _COLUMNS) + "</tr>")
-            parts += ["<tr>" + "".join(f"<td>{_cell(cell)}</td>" for cell in row) + "</tr>" for row in section.rows]
-            parts.append("</table>")
-        parts += [f"<p>{html.escape(note)}</p>" for note in section.notes]
-    return "\n".join(parts) + "\n"
-
-
-def _cell(text: str) -> str:
-    safe = html.escape(text)
-    return f'<a href="{safe}">{html.escape(text.rpartition("/")[2])}</a>' if text.startswith("http") else safe
-
-
-def show(sections: list[Section]) -> None:
-    """Tables on a terminal, Markdown where the output goes elsewhere."""
-    if not sys.stdout.isatty():
-        print(markdown(sections), end="")
-        return
-    from rich.console import Console
-    from rich.markup import escape
-    from rich.table import Table
-
-    console = Console()
-    for section in sections:
-        table = Table(*_COLUMNS, title=escape(section.title), title_justify="left")
-        for row in section.rows:
-            table.add_row(*map(escape, row))
-        if section.rows:
-            console.print(table)
-        for note in section.notes:
-            console.print(escape(f"{section.title}: {note}"))
+def majority_note(group: Group) -> str:
+    """Said of a group that is no better than saying the most frequent class; empty of others."""
+    level = group.majority
+    if level is None or group.median > level:
+        return ""
+    task = get_task(group.task)
+    constant = "one score for all" if task.is_regression else "the majority class"
+    what = f"{group.task}, {group.recipe}: {task.selection_metric} {group.median:.4f}"
+    return f"{what} is no better than {constant} ({level:.4f})"

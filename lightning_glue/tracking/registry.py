@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 CHAMPION = "champion"
 _EXPORT = "fairseq"  # the run's artifact folder
 _LINEAGE, _DATA, _SCORE = ("lineage.", "mlflow.source.git.commit"), "data.", "score"  # tags of a version
+MAJORITY = "majority"  # tag of a run: the selection metric of saying the most frequent class
 _CONTEST = "contest"  # tag of a version: another value each time that it asks to be champion
 
 
@@ -76,6 +77,15 @@ def selection_value(run: Run, task: Task) -> float:
     if name not in run.data.metrics:
         raise TrackingError(f"run {run.info.run_id} has no metric {name}: it was not trained to its end")
     return run.data.metrics[name]
+
+
+def majority_of(run: Run) -> float | None:
+    """The selection metric of saying the most frequent class for every example; None where the run does not say."""
+    try:
+        value = float(run.data.tags.get(MAJORITY, "nan"))
+    except ValueError:
+        return None
+    return value if math.isfinite(value) else None
 
 
 def promote(client: MlflowClient, name: str, version: ModelVersion, task: Task) -> str:
@@ -137,6 +147,8 @@ def _dev_data(version: ModelVersion) -> dict[str, str]:
 def register(client: MlflowClient, run_id: str) -> tuple[str, str, str]:
     """Register a finished run's best model once.
 
+    A model no better than saying the most frequent class is registered like any other; what is said of it warns.
+
     Returns:
         The registered name, the version, and what became of the alias ``champion``.
 
@@ -156,7 +168,12 @@ def register(client: MlflowClient, run_id: str) -> tuple[str, str, str]:
         raise TrackingError(f"run {run_id} has no folder {_EXPORT!r}: train with tracking.checkpoints=true")
     name = task.place(run.data.params.get("data.source", "glue"))
     version = _version_of(client, name, run_id) or _new_version(client, name, run, task)
-    return name, version.version, promote(client, name, version, task)
+    decided = promote(client, name, version, task)
+    level, value = majority_of(run), selection_value(run, task)
+    if level is not None and value <= level:
+        constant = "one score for all" if task.is_regression else "the majority class"
+        decided += f"; warning: no better than {constant} ({value:.4f} against {level:.4f})"
+    return name, version.version, decided
 
 
 def locate_version(reference: str, uri: str | None) -> Path:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import TYPE_CHECKING
 
 from lightning_glue import config as configuration
@@ -28,6 +29,19 @@ def in_force(config: Config) -> dict[str, str]:
         "resolved.precision": resolve_precision(config.trainer, devices.accelerator),
         "resolved.devices": f"{devices.world} x {devices.accelerator}",
     }
+
+
+def gpus_in_force(config: Config) -> dict[str, str]:
+    """A tag with the numbers of its GPUs on this machine; none on a CPU, on several machines, or without numbers."""
+    from lightning_glue.tracking.energy import GPUS
+    from lightning_glue.training.devices import resolve_devices
+
+    devices = resolve_devices(config.trainer)
+    if devices.accelerator != "cuda" or devices.nodes > 1:
+        return {}
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES") or ",".join(map(str, range(devices.devices)))
+    numbers = [one.strip() for one in visible.split(",")][: devices.devices]
+    return {GPUS: ",".join(numbers)} if all(one.isdecimal() for one in numbers) else {}
 
 
 def config_file(config: Config, run_id: str) -> str:

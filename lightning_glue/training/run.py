@@ -159,12 +159,19 @@ class Training:
     def _tags(self, caller: Caller) -> dict[str, str]:
         from lightning_glue.tracking.known_runs import run_tags
         from lightning_glue.training import auto_batch
-        from lightning_glue.training.describe import in_force
+        from lightning_glue.training.describe import gpus_in_force, in_force
         from lightning_glue.training.devices import resolve_devices
 
         chosen = auto_batch.tags(self.config, resolve_devices(self.config.trainer).world)
         come_from = {f"lineage.{name}": value for name, value in self.module.origin.lineage.items()}
-        return {**run_tags(self.config), **in_force(self.config), **chosen, **come_from, **caller.tags}
+        return {
+            **run_tags(self.config),
+            **in_force(self.config),
+            **gpus_in_force(self.config),
+            **chosen,
+            **come_from,
+            **caller.tags,
+        }
 
     def _log_origin(self, stack: ExitStack, checkpoints: Path) -> None:
         """What the run was made from, and the best checkpoints so far of one that goes on."""
@@ -230,6 +237,7 @@ class Training:
         from lightning_glue.training import figures
 
         task, tracker = self.module.task, self.tracker
+        self._tag_majority(best)
         tracker.log_metrics({f"best/{name}": value for name, value in best.values.items()}, step=best.step)
         self._describe(best)
         if self.config.tracking.checkpoints:
@@ -245,6 +253,17 @@ class Training:
             head.register_forward_pre_hook(lambda *_: self.preemption.check())
             with tracker.artifact_folder("predictions") as folder:
                 self.write_predictions(folder)
+
+    def _tag_majority(self, best: BestEvaluation) -> None:
+        """Say what saying the most frequent class would score, rounded as what a run logs is."""
+        import numpy as np
+
+        from lightning_glue.tracking.registry import MAJORITY
+        from lightning_glue.training.metrics import majority_value
+
+        task = self.module.task
+        level = majority_value(task, best.evaluations[task.dev[0].name].targets)
+        self.tracker.set_tags({MAJORITY: repr(float(np.float32(level)))})
 
     def _export(self, step: int) -> None:
         from lightning_glue.data.labels import read_label_symbols

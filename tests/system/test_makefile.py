@@ -28,6 +28,8 @@ def planned(target: str, *variables: str, **environment: str) -> list[str]:
         ("train", "RESUME", "--resume"),
         ("train", "EXPERIMENT", "--experiment"),
         ("tune", "STUDY", "--study"),
+        ("glue", "TASKS", "--tasks"),
+        ("glue", "KEEP", "--keep"),
         ("evaluate", "PREDICT", "--predict"),
         ("server", "ARTIFACTS", "--artifacts"),
     ],
@@ -48,6 +50,9 @@ def test_what_is_not_given_is_left_out_and_args_are_many() -> None:
     assert planned("train", "TASK=RTE", "GPUS=4", "ARGS=a=1 b=2") == [
         *("-m", "lightning_glue.train", "--task", "RTE", "--gpus", "4", "a=1", "b=2")
     ]
+    assert planned("glue", "TASKS=RTE MRPC", "SEEDS=5", "GPUS=4", "JOBS_PER_GPU=2") == [
+        *("-m", "lightning_glue.glue", "--tasks", "RTE MRPC", "--seeds", "5", "--gpus", "4", "--jobs-per-gpu", "2")
+    ]
     assert planned("preprocess") == ["-m", "lightning_glue.preprocess", "--task", "ALL"]
 
 
@@ -61,5 +66,5 @@ def test_an_unknown_variable_is_refused() -> None:
     """make by itself ignores it, and trains something else."""
     result = subprocess.run(["make", "-n", "-C", str(ROOT), "train", "MDEL=minilm"], capture_output=True, text=True)
     assert result.returncode == 2
-    assert "unknown variable MDEL; expected one of TASK MODEL" in result.stderr
+    assert "unknown variable MDEL; expected one of TASK TASKS" in result.stderr
     assert "lightning_glue.train" not in result.stdout

@@ -9,7 +9,7 @@ import pytest
 from helpers.project import run
 from mlflow.entities import Dataset, DatasetInput, Metric, Param
 
-from lightning_glue.tracking import comparison
+from lightning_glue.tracking import comparison, stored_runs
 
 STORE = "sqlite:///{}/mlflow.db"
 
@@ -68,9 +68,9 @@ def test_trials_are_shown_on_demand(project: tuple[Path, str]) -> None:
 
 
 def test_runs_come_in_pages(project: tuple[Path, str], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(comparison, "_PAGE", 4)
+    monkeypatch.setattr(stored_runs, "_PAGE", 4)
     uri = STORE.format(project[0])
-    found = [entry.info.run_id for entry in comparison.fetch(mlflow.MlflowClient(uri), uri, None)]
+    found = [entry.info.run_id for entry in stored_runs.fetch(mlflow.MlflowClient(uri), uri, None)]
     assert len(found) == len(set(found)) == 7
 
 
@@ -125,6 +125,11 @@ def test_runs_of_other_programs_are_passed_over(tmp_path: Path) -> None:
         client.log_batch(found.info.run_id, metrics, [Param(key, value) for key, value in params.items()])
         client.set_terminated(found.info.run_id, "FINISHED", end_time=121_000)
     store = STORE.format(tmp_path)
-    sections = comparison.compare(comparison.fetch(client, store, None), store, task=None, trials=False)
-    assert [(section.title, len(section.rows)) for section in sections] == [("RTE, data 1", 1), ("RTE, data 2", 1)]
-    assert {row[0] for section in sections for row in section.rows} == {"minilm", "mini"}
+    sections = comparison.compare(stored_runs.fetch(client, store, None), store, task=None, trials=False)
+    assert [(section.title, len(section.groups)) for section in sections] == [("RTE, data 1", 1), ("RTE, data 2", 1)]
+    assert {run.params["model.name"] for section in sections for group in section.groups for run in group.runs} == {
+        "minilm", "mini"
+    }  # fmt: skip
+    assert "left out: 5 runs of another program, such as " in stored_runs.foreign_note(
+        stored_runs.fetch(client, store, None)
+    )
