@@ -291,8 +291,8 @@ def test_a_job_that_is_warned_saves_and_goes_on_as_the_same_run_when_it_is_reque
         assert cluster.command("scancel", f"--signal={number}", job).returncode == 0
     wait_for(lambda: "goes on" in (tmp_path / "out").read_text())
     wait_for(lambda: state(cluster, job) not in ("RUNNING", "COMPLETING"))
-    assert cluster.command("scontrol", "update", f"jobid={job}", "timelimit=20").returncode == 0
     assert cluster.command("scontrol", "requeue", job).returncode == 0
+    assert cluster.command("scontrol", "update", f"jobid={job}", "timelimit=20").returncode == 0
     wait_for(lambda: field(cluster, job, "Restarts") == "1" and state(cluster, job) == "COMPLETED")
     said = (tmp_path / "out").read_text()
     (run,) = finished_runs(tmp_path)
