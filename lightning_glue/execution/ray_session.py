@@ -30,6 +30,7 @@ from lightning_glue.utils.redact import first_line
 if TYPE_CHECKING:
     from lightning_glue.execution.ray_engine import RayEngine
 
+_LOOK_SECONDS = 0.3  # between two looks for a place
 _PATIENCE = 5.0  # seconds without a place, before a line says so
 _ANSWER_SECONDS = 5.0  # that the thread of a search waits for an actor
 _LEAVING_SECONDS = {True: 30.0, False: 3.0}  # until a node counts as gone: after silence, after the death of its actor
@@ -113,15 +114,17 @@ class Session:
         (kind,) = self.share.resources
         target = self.engine.choose_node(self.number, kind)
         with self._lock:
-            self._placement = placement_group([self.share.resources], "STRICT_PACK", _soft_target_node_id=target)
+            wanted = placement_group([self.share.resources], "STRICT_PACK", _soft_target_node_id=target)
+            self._placement = wanted
         begin, said = time.monotonic(), False
-        while not self._closing.is_set() and not self._placement.wait(0.5):
+        # Not PlacementGroup.wait: it counts whole seconds, and what it leaves in the cluster's store stays there.
+        while placement_group_table(wanted)["state"] != "CREATED" and not self._closing.wait(_LOOK_SECONDS):
             if not said and time.monotonic() - begin > _PATIENCE:
                 said = True
                 log.info("slot %d waits for a node with %s free", self.number, self.share)
         if self._closing.is_set():
             return False
-        (self.node_id,) = placement_group_table(self._placement)["bundles_to_node_id"].values()
+        (self.node_id,) = placement_group_table(wanted)["bundles_to_node_id"].values()
         self.node = self.engine.node_name(self.node_id)
         self.engine.placed[self.number] = self.node_id
         return True
