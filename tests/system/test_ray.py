@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import signal
 import subprocess
 import sys
@@ -10,6 +11,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import mlflow
 import optuna
@@ -107,6 +109,11 @@ def workers(folder: Path) -> list[psutil.Process]:
     ]
 
 
+def node_of(worker: psutil.Process, nodes: RayNodes) -> Any:
+    raylet = worker.parent().parent().cmdline()  # of the actor
+    return next(node for node in nodes.nodes if f"--node_ip_address={node.node_ip_address}" in raylet)
+
+
 def test_a_trial_goes_on_elsewhere_in_the_same_run_when_its_node_is_lost(
     nodes: RayNodes, project: Path, start: Callable[..., subprocess.Popen[str]]
 ) -> None:
@@ -116,8 +123,7 @@ def test_a_trial_goes_on_elsewhere_in_the_same_run_when_its_node_is_lost(
     search = start(lost, *arguments, "trainer.max_epochs=20")
     wait_for(lambda: list((lost / "mlruns" / ".tune").glob("wnli-*/trial-0-seed-0/last.ckpt")), search)
     (worker,) = workers(lost)
-    raylet = worker.parent().parent().cmdline()  # of the actor
-    node = next(node for node in nodes.nodes if f"--node_ip_address={node.node_ip_address}" in raylet)
+    node = node_of(worker, nodes)
     nodes.kill(node)
     finish(search)
     failed, retried = trials(lost)
@@ -127,6 +133,31 @@ def test_a_trial_goes_on_elsewhere_in_the_same_run_when_its_node_is_lost(
     (undisturbed,) = trials(whole)[0].user_attrs["runs"]
     assert history(lost, run_id) == history(whole, undisturbed)
     assert retried.value == trials(whole)[0].value
+
+
+def test_a_benchmark_loses_a_node_and_is_whole_with_the_same_runs(nodes: RayNodes, project: Path) -> None:
+    folder = project / "mlruns" / ".glue" / "tiny-sample"
+    command = [
+        sys.executable, "-m", "lightning_glue.glue", "--engine", "ray", "--address", nodes.address, "--gpus", "0",
+        "--tasks", "WNLI", "--seeds", "2", "--model", "tiny", "--data", "sample", "trainer.max_epochs=12",
+        "data.batch_size=32", "tracking.system_metrics_seconds=null",
+    ]  # fmt: skip
+    benchmark = subprocess.Popen(command, cwd=project, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    try:
+        wait_for(lambda: list(folder.glob("work/*/checkpoints/last.ckpt")), benchmark)
+        nodes.kill(node_of(workers(project)[0], nodes))
+        output = finish(benchmark)
+    finally:
+        benchmark.kill()
+        nodes.add(1)
+    events = [json.loads(line) for line in (folder / "ledger.jsonl").read_text().splitlines()]
+    assert [event["job"] for event in events if event["state"] == "died"], output
+    assert {event["state"] for event in events if event["job"] == "report"} == {"started", "done"}
+    runs = {
+        (event["job"], event["run_id"]) for event in events if event["state"] in ("run", "done") and event["run_id"]
+    }
+    assert sorted(job for job, _ in runs) == ["WNLI/seed-1/train", "WNLI/seed-2/train"]  # one each, though one was lost
+    assert (folder / "report.html").is_file() and (folder / "submission.zip").is_file()
 
 
 def test_a_driver_that_is_killed_or_stopped_leaves_nothing_and_its_study_has_exactly_its_trials(
