@@ -279,7 +279,7 @@ def test_a_job_that_is_warned_saves_and_goes_on_as_the_same_run_when_it_is_reque
     number: str, cluster: slurm.Slurm, tmp_path: Path
 ) -> None:
     """``time``: by SLURM, before the job's time is up; else by scancel, to the same processes: the steps of the job."""
-    epochs = 80 if number == "time" else 25  # SLURM looks twice a minute
+    epochs = 60 if number == "time" else 25  # SLURM looks twice a minute
     job = submit(cluster, tmp_path, documented_script(epochs))
     wait_for(lambda: (tmp_path / "ranks").exists() and len(ranks(tmp_path)) == 2)
     wait_for(lambda: "epoch 2/" in (tmp_path / "out").read_text())
