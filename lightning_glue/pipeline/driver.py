@@ -194,6 +194,8 @@ class Driver:
                 team.ready, team.stillborn = team.ready + 1, 0
             elif running := self._at(team):
                 self._heard(running, rank, message)
+            elif message["event"] == "failed":  # its node is not like this one, for instance
+                raise UserError(message["message"])
 
     def _at(self, team: Team) -> Running | None:
         return next((running for running in self.running if running.team is team), None)
