@@ -12,6 +12,7 @@ from lightning_glue.errors import UserError, suggest
 from lightning_glue.execution.engines import check_engine, count_gpus
 from lightning_glue.tasks import TRAINABLE, get_task
 from lightning_glue.training.default_model import with_default_model
+from lightning_glue.utils.logs import log
 
 if TYPE_CHECKING:
     from lightning_glue.execution.engines import Engine
@@ -118,9 +119,13 @@ def compose_search(request: Request, engine: Engine) -> Search:
 
     if gpus and request.gpus_per_trial > gpus:
         raise UserError(f"--gpus-per-trial {request.gpus_per_trial}: the study is given {gpus} GPUs")
-    if config.trainer.max_steps > 0:  # trials of the same length: what ends them is said already
-        fixed = fixed | {"trainer.max_epochs"}
-    return Search(config, tune, make_space(tune.parameters, fixed), gpus, tune.trials if asked else None)
+    space = make_space(tune.parameters, fixed)
+    if config.trainer.max_steps > 0 and "trainer.max_epochs" in space:
+        log.warning(
+            "trainer.max_epochs is searched, and trainer.max_steps=%d may end every trial before: give one of the two",
+            config.trainer.max_steps,
+        )
+    return Search(config, tune, space, gpus, tune.trials if asked else None)
 
 
 def default_name(search: Search) -> str:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+
 import optuna
 import pytest
 from helpers.project import torture
@@ -130,9 +132,18 @@ def test_suggestions_lie_in_the_space(sizes: list[int], low: float, factor: floa
     assert low <= values["optimizer.lr"] <= low * factor
 
 
-def test_epochs_are_not_searched_where_steps_end_every_trial() -> None:
-    def space(*overrides: str) -> set[str]:
-        return set(compose_search(Request("RTE", gpus=0, overrides=overrides), LocalEngine()).space)
-
-    assert space() - space("trainer.max_steps=30") == {"trainer.max_epochs"}
-    assert space() == space("trainer.max_steps=-1")
+@pytest.mark.parametrize(
+    ("overrides", "warned"),
+    [
+        (["trainer.max_steps=30"], True),
+        (["trainer.max_steps=30", "trainer.max_epochs=2"], False),
+        ([], False),
+    ],
+)
+def test_epochs_that_steps_cut_short_are_said_to_be(
+    overrides: list[str], warned: bool, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(logging.getLogger("lightning_glue"), "propagate", True)
+    space = compose_search(Request("RTE", gpus=0, overrides=overrides), LocalEngine()).space
+    assert ("trainer.max_steps=30 may end every trial before" in caplog.text) == warned
+    assert ("trainer.max_epochs" in space) == ("trainer.max_epochs=2" not in overrides)
