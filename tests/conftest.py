@@ -6,6 +6,7 @@ import os
 import random
 import shutil
 import signal
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -30,6 +31,7 @@ _FIRST = ("torture", "system", "training", "tuning", "tracking", "data", "model"
 
 def pytest_configure(config: pytest.Config) -> None:
     os.environ.setdefault("TORTURE_SEED", str(random.SystemRandom().randrange(10**6)))  # xdist's processes inherit it
+    os.environ.setdefault("TORTURE_BEGAN", str(time.time()))
     zygote.install_shared()
     signal.signal(signal.SIGINT, signal.default_int_handler)  # a background job ignores it, and so would its children
     # Absolute: the tests run the program in temporary folders. Handed on through fixtures, never by accident.
@@ -48,7 +50,21 @@ def pytest_sessionstart(session: pytest.Session) -> None:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    if _minutes():  # not always the same files are left out
+        items.sort(key=lambda item: random.Random(f"{os.environ['TORTURE_SEED']} {item.path.name}").random())
+        return
     items.sort(key=lambda item: _FIRST.index(name) if (name := item.path.parent.name) in _FIRST else len(_FIRST))
+
+
+def _minutes() -> float:
+    """After which no test of ``make torture`` begins; 0: all do."""
+    return float(os.environ.get("TORTURE_MINUTES") or 0)
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    limit = _minutes()
+    if limit and item.get_closest_marker("torture") and time.time() - float(os.environ["TORTURE_BEGAN"]) > 60 * limit:
+        pytest.skip(f"TORTURE_MINUTES={limit:g} are over; TORTURE_SEED chooses which files come first")
 
 
 @pytest.fixture(scope="session")
