@@ -149,7 +149,7 @@ def test_a_benchmark_loses_a_node_and_is_whole_with_the_same_runs(nodes: RayNode
         output = finish(benchmark)
     finally:
         benchmark.kill()
-        nodes.add(1)
+        nodes.nodes.append(nodes.add(1))
     events = [json.loads(line) for line in (folder / "ledger.jsonl").read_text().splitlines()]
     assert [event["job"] for event in events if event["state"] == "died"], output
     assert {event["state"] for event in events if event["job"] == "report"} == {"started", "done"}
