@@ -7,7 +7,6 @@ import selectors
 import signal
 import time
 from collections.abc import Iterator
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -20,9 +19,6 @@ from lightning_glue.errors import UserError
 from lightning_glue.execution.channel import Message
 from lightning_glue.execution.engines import Engine, open_engine
 from lightning_glue.execution.executor import Executor, stop
-
-if find_spec("ray") is None:
-    pytest.skip("ray is not installed", allow_module_level=True)
 
 NODES = 3
 

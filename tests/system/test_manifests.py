@@ -6,11 +6,10 @@ import re
 from collections.abc import Iterator
 from typing import Any
 
+import kubernetes_validate
 import pytest
 import yaml
 from helpers.project import ROOT
-
-kubernetes_validate = pytest.importorskip("kubernetes_validate")
 
 VERSION = "1.34"
 

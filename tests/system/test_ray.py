@@ -9,7 +9,6 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -22,9 +21,6 @@ from helpers.ray_cluster import RayNodes
 from optuna.trial import TrialState
 
 from lightning_glue.tuning.storage import open_storage
-
-if find_spec("ray") is None:
-    pytest.skip("ray is not installed", allow_module_level=True)
 
 pytestmark = pytest.mark.torture
 COMMAND = [

@@ -126,7 +126,6 @@ def array_states(cluster: slurm.Slurm, job: str) -> list[str]:
 
 
 def test_a_search_over_ray_as_it_is_documented(cluster: slurm.Slurm, tmp_path: Path) -> None:
-    pytest.importorskip("ray")
     binaries = Path(sys.executable).parent
     script = documented("tune-ray", {
         "--nodes=4 --ntasks-per-node=1 --gpus-per-node=4 --cpus-per-task=32": "--nodes=2 --ntasks-per-node=1",
