@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from lightning_glue.errors import UserError
 from lightning_glue.tasks import get_task
 from lightning_glue.utils.console import Parser, run_main
-from lightning_glue.utils.files import make_folder, new_file
+from lightning_glue.utils.files import make_folder
 from lightning_glue.utils.quick_imports import quick_imports
 from lightning_glue.utils.redact import hide_secrets
 
@@ -71,14 +71,12 @@ def main() -> None:
     if args.out:
         make_folder(args.out, "--out")
     report, folder = of_benchmark(args.benchmark, args.uri) if args.benchmark else (of_runs(args), None)
-    from lightning_glue.tracking.report_text import markdown, page, show
+    from lightning_glue.tracking.report_text import save, show
 
     show(report)
     if out := args.out or folder:
-        for name, text in {"report.md": markdown(report), "report.html": page(report)}.items():
-            with new_file(out / name) as file:
-                file.write(text)
-            print(f"wrote {out / name}", file=sys.stderr)
+        for path in save(report, out):
+            print(f"wrote {path}", file=sys.stderr)
 
 
 if __name__ == "__main__":

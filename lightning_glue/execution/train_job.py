@@ -32,13 +32,18 @@ def preload() -> None:
         importlib.import_module("lightning_glue.training.module")
 
 
-class JobCaller(Caller):
+class WorkerCaller(Caller):
+    """Attributes: begun: whether model and data were there: an error since then is of the machine."""
+
+    begun = False
+
+
+class JobCaller(WorkerCaller):
     """Reports a job's evaluations, and goes on with what a process that died left in the job's folder."""
 
     def __init__(self, job: Job, report: Report, tell_run: Callable[[str], None], start: float) -> None:
         self.job, self.report, self.tell_run, self.start = job, report, tell_run, start
         self.tags, self.parent, self.checkpoints, self.warm = job.tags, job.parent, Path(job.checkpoints), _warm
-        self.begun = False
 
     def built(self, training: Training) -> None:
         from lightning_glue.execution.reporting import Reporting
@@ -67,6 +72,24 @@ class JobCaller(Caller):
         return best.values[task.selection_metric] <= level + self.job.collapse_margin
 
 
+def attempt(config: Config, caller: WorkerCaller) -> Training:
+    """One training, as a worker tells how it ended.
+
+    Raises:
+        UserError: nothing can be trained with this configuration on this machine.
+        Diverged, OutOfMemory: so it would end with these parameters again.
+        TrainingFailed: something hindered one that had begun.
+    """
+    try:
+        return train(config, caller)
+    except (Diverged, OutOfMemory):
+        raise
+    except UserError as error:
+        if not caller.begun:
+            raise
+        raise TrainingFailed(str(error)) from error  # a full disk, a database that is locked
+
+
 def train_job(job: Job, report: Report, tell_run: Callable[[str], None]) -> Outcome:
     """Train in an MLflow run of its own.
 
@@ -78,14 +101,7 @@ def train_job(job: Job, report: Report, tell_run: Callable[[str], None]) -> Outc
     from lightning_glue.training.resume import split_digests
 
     caller = JobCaller(job, report, tell_run, time.perf_counter())
-    try:
-        training = train(configuration.unflatten(job.config), caller)
-    except (Diverged, OutOfMemory):
-        raise
-    except UserError as error:
-        if not caller.begun:
-            raise
-        raise TrainingFailed(str(error)) from error  # a full disk, a database that is locked
+    training = attempt(configuration.unflatten(job.config), caller)
     best = training.best
     assert best
     digests = split_digests(training.data.prepared.splits)

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lightning_glue.execution.engines import Engine, count_gpus, open_engine
+from lightning_glue.pipeline.benchmark_folder import LEDGER
 from lightning_glue.pipeline.disk import (
     check_disk,
     check_starts,
@@ -80,7 +81,7 @@ def _run(request: Request, engine: Engine, shows: bool) -> Finished:
     benchmark.folder.mkdir(parents=True, exist_ok=True)
     with working(benchmark.folder, join=request.join) as (this, others):
         benchmark = settle(benchmark)
-        ledger = Ledger(benchmark.folder / "ledger.jsonl", this.session, this.id)
+        ledger = Ledger(benchmark.folder / LEDGER, this.session, this.id)
         ledger.refresh()
         graph = plan(benchmark, ledger, roots)
         look_at_store(benchmark, graph, ledger, alone=not others)
@@ -190,7 +191,8 @@ def _status(benchmark: Benchmark, stopped: signal.Signals | None, lost: set[str]
 def make_job(benchmark: Benchmark, graph: Graph, ledger: Ledger, node: Node, team: Team) -> Job:
     """What a worker is sent: the whole configuration of a training, or what follows from trainings that are done."""
     from lightning_glue.execution.job import Job
-    from lightning_glue.pipeline.parent_run import BENCHMARK_TAG, JOB_TAG, as_parent
+    from lightning_glue.pipeline.parent_run import JOB_TAG, as_parent
+    from lightning_glue.tracking.stored_runs import BENCHMARK_TAG
 
     folder = benchmark.folder.resolve()
     config = dict(benchmark.configs.get(node.task, benchmark.any_config)) | team.settings

@@ -9,10 +9,11 @@ from pathlib import Path
 from typing import Any
 
 from lightning_glue.errors import UserError, suggest
+from lightning_glue.pipeline.ledger import Ledger
 from lightning_glue.tasks import TRAINABLE
 
 ROOT = Path("mlruns/.glue")
-_FILE, _LEDGER = "benchmark.json", "ledger.jsonl"
+FILE, LEDGER = "benchmark.json", "ledger.jsonl"
 _SEED = re.compile(r"seed-([0-9]{1,9})")
 
 
@@ -56,25 +57,10 @@ class BenchmarkFolder:
 
     def last_events(self) -> dict[str, dict[str, Any]]:
         """The last event of each job in ledger.jsonl that says how far it is: done, failed, started or lost."""
-        found: dict[str, dict[str, Any]] = {}
-        try:
-            lines = (self.path / _LEDGER).read_bytes().splitlines()
-        except OSError:
-            return {}
-        for line in lines:
-            event = _event(line)
-            if event and event["state"] in ("started", "done", "failed", "lost", "died", "stopped"):
-                found[event["job"]] = event
-        return found
-
-
-def _event(line: bytes) -> dict[str, Any] | None:
-    try:
-        event = json.loads(line)
-    except (ValueError, RecursionError):  # torn by a driver that was killed
-        return None
-    known = isinstance(event, dict) and isinstance(event.get("job"), str) and isinstance(event.get("state"), str)
-    return event if known else None
+        ledger = Ledger(self.path / LEDGER)
+        ledger.refresh()
+        told = ("started", "done", "failed", "lost", "died", "stopped")
+        return {event["job"]: event for event in ledger.events if event["state"] in told}
 
 
 def read_benchmark(path: Path) -> BenchmarkFolder:
@@ -84,15 +70,15 @@ def read_benchmark(path: Path) -> BenchmarkFolder:
         UserError: there is none.
     """
     try:
-        asked = json.loads((path / _FILE).read_text(encoding="utf-8"))
+        asked = json.loads((path / FILE).read_text(encoding="utf-8"))
         tasks, seeds = asked["tasks"], asked["seeds"]
         plain = isinstance(tasks, list) and bool(seeds) and all(isinstance(seed, int) for seed in seeds)
     except OSError as error:
-        raise UserError(f"{path} is no folder of a benchmark ({_FILE}: {error.strerror}); give another") from None
+        raise UserError(f"{path} is no folder of a benchmark ({FILE}: {error.strerror}); give another") from None
     except (ValueError, KeyError, TypeError, RecursionError):
         plain = False
     if not plain:
-        raise UserError(f"{path / _FILE} is no description of a benchmark; restore it, or give another folder")
+        raise UserError(f"{path / FILE} is no description of a benchmark; restore it, or give another folder")
     return BenchmarkFolder(path, asked)
 
 
@@ -102,9 +88,9 @@ def find_benchmark(name: str | None) -> BenchmarkFolder:
     Raises:
         UserError: there is none of this name, or there are several and none is named.
     """
-    if name and (Path(name).expanduser() / _FILE).is_file():
+    if name and (Path(name).expanduser() / FILE).is_file():
         return read_benchmark(Path(name).expanduser())
-    here = [read_benchmark(file.parent) for file in sorted(ROOT.glob(f"*/{_FILE}"))]
+    here = [read_benchmark(file.parent) for file in sorted(ROOT.glob(f"*/{FILE}"))]
     names = [one.name for one in here]
     if not here:
         wanted = f"no benchmark {name!r}" if name else "no benchmark"

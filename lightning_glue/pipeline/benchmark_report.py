@@ -23,16 +23,14 @@ from lightning_glue.tracking.comparison import (
     scored_splits,
 )
 from lightning_glue.tracking.energy import energy
-from lightning_glue.tracking.report_text import Report, markdown, page
-from lightning_glue.tracking.stored_runs import Scored, fetch, is_training, scored_run
-from lightning_glue.utils.files import new_file
+from lightning_glue.tracking.report_text import Report, save
+from lightning_glue.tracking.stored_runs import BENCHMARK_TAG, Scored, fetch, is_training, scored_run
 from lightning_glue.utils.redact import hide_secrets
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
     from mlflow.entities import Run
 
-BENCHMARK_TAG, JOB_TAG = "lightning_glue.benchmark", "lightning_glue.job"  # of each training
 _TOGETHER = ("ensemble", "soup")
 
 
@@ -46,13 +44,7 @@ def write_report(benchmark: Path, uri: str | None = None) -> list[Path]:
     Raises:
         UserError: no benchmark is there, or nothing of it is finished, or its store cannot be read.
     """
-    report = make_report(read_benchmark(benchmark), uri)
-    written = []
-    for name, text in {"report.md": markdown(report), "report.html": page(report)}.items():
-        with new_file(benchmark / name) as file:
-            file.write(text)
-        written.append(benchmark / name)
-    return written
+    return save(make_report(read_benchmark(benchmark), uri), benchmark)
 
 
 def make_report(benchmark: BenchmarkFolder, uri: str | None = None) -> Report:

@@ -17,17 +17,10 @@ from lightning_glue.pipeline.graph import TRAIN, Graph, seconds_left, standing
 from lightning_glue.pipeline.ledger import Ledger
 from lightning_glue.pipeline.progress import Progress, read_progress
 from lightning_glue.tasks import get_task
+from lightning_glue.utils.console import clock
 
 if TYPE_CHECKING:
     from lightning_glue.pipeline.driver import Running
-
-
-def clock(seconds: float | None) -> str:
-    """``1:02:03``; a dash for None."""
-    if seconds is None:
-        return "-"
-    minutes, second = divmod(int(max(0.0, seconds)), 60)
-    return f"{minutes // 60}:{minutes % 60:02d}:{second:02d}"
 
 
 def pace(graph: Graph, ledger: Ledger, at_work: Mapping[str, tuple[float, float]]) -> float | None:
@@ -121,7 +114,8 @@ class Board:
         ]
         parts = [f"{len(done)} done", f"{len(at_work)} here", f"{len(elsewhere)} elsewhere" if elsewhere else "",
                  f"{len(now.open) - len(at_work) - len(elsewhere)} to do",
-                 f"{len(now.lost)} lost" if now.lost else "", f"{clock(left)} left"]  # fmt: skip
+                 f"{len(now.lost)} lost" if now.lost else "",
+                 f"{'-' if left is None else clock(left)} left"]  # fmt: skip
         return "  ".join(part for part in parts if part)
 
 

@@ -17,19 +17,20 @@ from typing import TYPE_CHECKING, Any
 
 from lightning_glue import config as configuration
 from lightning_glue.config import Config
-from lightning_glue.errors import Diverged, OutOfMemory, UserError
+from lightning_glue.errors import UserError
 from lightning_glue.execution.job import Fitted, Job, Report, TrainingFailed
+from lightning_glue.execution.train_job import WorkerCaller, attempt
 from lightning_glue.execution.train_job import preload as preload
 from lightning_glue.pipeline.disk import read_run
 from lightning_glue.pipeline.drivers import lock
 from lightning_glue.training.build import Warm
-from lightning_glue.training.run import Caller, Training, train
 from lightning_glue.utils.files import new_file
 from lightning_glue.utils.launch import is_distributed_child
 from lightning_glue.utils.logs import log
 
 if TYPE_CHECKING:
     from lightning_glue.training.resume import Resume
+    from lightning_glue.training.run import Training
 
 _HELD_SECONDS = 90.0  # for the process that had the job before, whose driver is gone, to come to its orderly end
 _warm = Warm()  # of the last training in this process
@@ -57,14 +58,13 @@ def carry_out(job: Job, report: Report, tell_run: Callable[[str], None]) -> Fitt
         time.sleep(0.2)
 
 
-class BenchmarkCaller(Caller):
+class BenchmarkCaller(WorkerCaller):
     """Goes on with the run that the job has, from its last checkpoint if it got that far."""
 
     def __init__(self, job: Job, tell_run: Callable[[str], None]) -> None:
         self.folder, self.tell_run, self.shows = Path(job.checkpoints), tell_run, job.shows
         self.tags, self.parent, self.warm = job.tags, job.parent, _warm
         self.checkpoints = self.folder / "checkpoints"
-        self.begun = False
 
     def find(self, config: Config) -> Resume | None:
         from lightning_glue.training.distributed import decided_by_leader
@@ -111,16 +111,8 @@ class BenchmarkCaller(Caller):
 def _train(job: Job, tell_run: Callable[[str], None]) -> Fitted:
     if not is_distributed_child() and (finished := _finished(job)):
         return finished
-    caller = BenchmarkCaller(job, tell_run)
-    try:
-        # A registered model is a run's export, which may not stay: the best one is registered when all is done.
-        training = train(configuration.unflatten(job.config), caller)
-    except (Diverged, OutOfMemory):
-        raise
-    except UserError as error:
-        if not caller.begun:
-            raise
-        raise TrainingFailed(str(error)) from error  # a full disk, a database that is locked
+    # A registered model is a run's export, which may not stay: the best one is registered when all is done.
+    training = attempt(configuration.unflatten(job.config), BenchmarkCaller(job, tell_run))
     assert training.best
     return Fitted(training.tracker.run_id, dict(training.best.values), None)
 
@@ -140,10 +132,10 @@ def _finished(job: Job) -> Fitted | None:
 def best_metrics(run_id: str, uri: str | None) -> dict[str, float]:
     """The scores of a finished run's best evaluation, from the store."""
     from lightning_glue.tracking.client import open_store
+    from lightning_glue.tracking.stored_runs import best_scores
 
     client, _ = open_store(uri)
-    metrics = client.get_run(run_id).data.metrics
-    return {name.removeprefix("best/"): value for name, value in metrics.items() if name.startswith("best/")}
+    return best_scores(client.get_run(run_id))
 
 
 def _predict(job: Job) -> Fitted:

@@ -69,9 +69,7 @@ def predict_run(run: str, uri: str | None, out: Path) -> dict[str, float]:
         log.warning("run %s: %s", run, loaded.note)
     scores: dict[str, float] = {}
     for setting, data in data_of(loaded.fine_tuned, config):
-        for found in predicted(loaded.fine_tuned.model, setting, data):
-            write_outputs(found, out if data.task is loaded.fine_tuned.task else out.parents[1] / "AX" / out.name)
-            scores |= score(found)
+        scores |= write_predicted(loaded.fine_tuned, setting, data, out)
         for file in evaluation.other_files(data, loaded.fine_tuned.settings):
             log.warning("run %s: %s is not the file that the run was scored on", run, file)
     return scores
@@ -131,6 +129,16 @@ def predicted(model: RobertaModel, config: Config, data: GlueDataModule, *, dev:
             found = data.splits[split.name]
             outputs = predict(model, found, data.eval_tokens, precision).numpy()
             yield Outputs(task.name, split.name, outputs, found.targets, indices.get(split.name))
+
+
+def write_predicted(fine_tuned: FineTuned, config: Config, data: GlueDataModule, out: Path) -> dict[str, float]:
+    """Write what a model says of ``data``: of its own task into ``out``, of AX beside that; the dev scores by name."""
+    folder = out if data.task is fine_tuned.task else out.parents[1] / data.task.name / out.name
+    scores: dict[str, float] = {}
+    for found in predicted(fine_tuned.model, config, data):
+        write_outputs(found, folder)
+        scores |= score(found)
+    return scores
 
 
 def score(outputs: Outputs) -> dict[str, float]:

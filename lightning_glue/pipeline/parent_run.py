@@ -13,6 +13,7 @@ from lightning_glue.pipeline.disk import EXPORT_TAG, read_run, work_folder
 from lightning_glue.pipeline.graph import PREDICT
 from lightning_glue.tasks import get_task
 from lightning_glue.tracking import provenance
+from lightning_glue.tracking.stored_runs import BENCHMARK_TAG, best_scores, search
 from lightning_glue.utils.logs import log
 from lightning_glue.utils.redact import first_line, hide_secrets
 
@@ -22,10 +23,8 @@ if TYPE_CHECKING:
     from lightning_glue.pipeline.ledger import Ledger
     from lightning_glue.pipeline.request import Benchmark
 
-BENCHMARK_TAG = "lightning_glue.benchmark"  # of each training: the benchmark's id
 JOB_TAG = "lightning_glue.job"  # of each training: its job
 PARENT_TAG = "lightning_glue.benchmark_run"  # of the benchmark's run: the benchmark's id
-_PAGE = 1000
 _SHOWN = 250  # characters of a parameter's value that are compared
 
 
@@ -87,16 +86,10 @@ def recorded_runs(benchmark: Benchmark) -> dict[str, list[Run]] | None:
             return {}
         client = connect(benchmark.uri, retries=2)
         experiment = client.get_experiment_by_name(benchmark.experiment)
+        condition = f"tags.`{BENCHMARK_TAG}` = '{benchmark.id}'"
         found: dict[str, list[Run]] = {}
-        token: str | None = None
-        while experiment:
-            condition = f"tags.`{BENCHMARK_TAG}` = '{benchmark.id}'"
-            page = client.search_runs([experiment.experiment_id], condition, max_results=_PAGE, page_token=token)
-            for run in page:
-                found.setdefault(run.data.tags.get(JOB_TAG, ""), []).append(run)
-            token = page.token
-            if not token:
-                break
+        for run in search(client, [experiment.experiment_id], condition) if experiment else ():
+            found.setdefault(run.data.tags.get(JOB_TAG, ""), []).append(run)
     except UserError:
         raise
     except Exception as error:  # of MLflow, or of a database's driver
@@ -157,7 +150,7 @@ def _adopt(benchmark: Benchmark, ledger: Ledger, job: str, run: Run) -> None:
     if (start != "None" and ledger.entry(source).run_id != start) or (dropped and not there):
         return
     log.info("%s is done: MLflow has its run %s", job, run.info.run_id)
-    scores = {name.removeprefix("best/"): value for name, value in run.data.metrics.items() if name[:5] == "best/"}
+    scores = best_scores(run)
     made: dict[str, Any] = {"id": uuid.uuid4().hex, "of": {source: ledger.ids(source)} if start != "None" else {}}
     seconds = max(0.0, ((run.info.end_time or 0) - run.info.start_time) / 1000)
     ledger.append(job, "done", **made, run_id=run.info.run_id, metrics=scores, seconds=seconds)

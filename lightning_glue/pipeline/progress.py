@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -45,7 +44,3 @@ def read_progress(folder: Path) -> Progress | None:
         return Progress(**found) if isinstance(found, Mapping) else None
     except (OSError, ValueError, TypeError):
         return None
-
-
-def now(step: int, steps: int, rate: float, value: float | None) -> Progress:
-    return Progress(step, steps, rate, value, time.time())

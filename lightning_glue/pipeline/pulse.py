@@ -8,7 +8,7 @@ from typing import Any
 
 import pytorch_lightning as pl
 
-from lightning_glue.pipeline.progress import now, write_progress
+from lightning_glue.pipeline.progress import Progress, write_progress
 from lightning_glue.training.callbacks import dev_metrics
 from lightning_glue.training.module import GlueModule
 
@@ -48,4 +48,4 @@ class Pulse(pl.Callback):
         self._said = (moment, trainer.global_step)
         rate = (trainer.global_step - step) * self.batch / max(moment - before, 1e-9)
         steps = int(trainer.estimated_stepping_batches)
-        write_progress(self.folder, now(trainer.global_step, steps, rate, self.value))
+        write_progress(self.folder, Progress(trainer.global_step, steps, rate, self.value, time.time()))

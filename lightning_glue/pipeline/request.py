@@ -14,6 +14,7 @@ from lightning_glue import config as configuration
 from lightning_glue.config import Config
 from lightning_glue.errors import UserError, suggest
 from lightning_glue.execution.engines import check_engine
+from lightning_glue.pipeline.benchmark_folder import FILE, ROOT
 from lightning_glue.pipeline.drivers import lock
 from lightning_glue.pipeline.graph import FROM_MNLI
 from lightning_glue.tasks import TRAINABLE, get_task
@@ -23,7 +24,6 @@ from lightning_glue.utils.logs import log
 
 KEEP = ("best", "median", "all")
 SEEDS = 5
-_FILE = "benchmark.json"
 _FORMAT = 1
 _LEFT_OUT = ("trainer.gpus", "trainer.procs")  # what a slot decides
 
@@ -137,7 +137,7 @@ def safe_name(name: str) -> str:
     return re.sub(r"[^A-Za-z0-9_.-]", "_", name)[:80].lstrip(".") or "_"
 
 
-def compose_benchmark(request: Request, gpus: int, root: Path = Path("mlruns/.glue")) -> Benchmark:
+def compose_benchmark(request: Request, gpus: int, root: Path = ROOT) -> Benchmark:
     """What is asked for, put together with what is stored of a benchmark of this name; writes nothing.
 
     Args:
@@ -220,7 +220,7 @@ def read_stored(folder: Path) -> dict[str, Any] | None:
     Raises:
         UserError: it is none of ours.
     """
-    path = folder / _FILE
+    path = folder / FILE
     if not path.is_file():
         return None
     try:
@@ -294,7 +294,7 @@ def settle(benchmark: Benchmark) -> Benchmark:
         if read_stored(benchmark.folder) != benchmark.before:
             benchmark = compose_benchmark(benchmark.request, benchmark.gpus, benchmark.folder.parent)
         if benchmark.stored != benchmark.before:
-            with new_file(benchmark.folder / _FILE) as file:
+            with new_file(benchmark.folder / FILE) as file:
                 json.dump(benchmark.stored, file, indent=2)
     return benchmark
 

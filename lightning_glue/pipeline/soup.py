@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from lightning_glue.errors import UserError
-from lightning_glue.pipeline.outputs import data_of, predicted, score, store_config, write_outputs
+from lightning_glue.pipeline.outputs import data_of, predicted, score, store_config, write_predicted
 from lightning_glue.utils.files import make_folder, new_file, new_folder
 from lightning_glue.utils.logs import log
 from lightning_glue.utils.redact import first_line
@@ -82,9 +82,7 @@ def greedy_soup(runs: Sequence[str], uri: str | None, out: Path, export: Path | 
     kept = greedy_average(fine_tuned.model, others, lambda: dev_scores()[selection])
     scores: dict[str, float] = {}
     for setting, data in datasets:
-        for found in predicted(fine_tuned.model, setting, data):
-            write_outputs(found, out if data.task is fine_tuned.task else out.parents[1] / "AX" / out.name)
-            scores |= score(found)
+        scores |= write_predicted(fine_tuned, setting, data, out)
     soup = Soup([ordered[0], *kept], scores, left_out)
     write_soup(soup, out)
     if export:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from lightning_glue.errors import DataError, UserError
 from lightning_glue.pipeline.benchmark_folder import BenchmarkFolder, read_benchmark
+from lightning_glue.pipeline.disk import chosen_seeds
 from lightning_glue.pipeline.leaderboard import FILES, LeaderboardFile
 from lightning_glue.tasks import get_task
 from lightning_glue.utils.files import make_folder, new_file
@@ -101,8 +102,7 @@ def median_seed(benchmark: BenchmarkFolder, task: str, seeds: list[int]) -> int:
             )
         return score(found[dev])[get_task(task).selection_metric]
 
-    ordered = sorted((value(seed), seed) for seed in seeds)
-    return ordered[(len(ordered) - 1) // 2][1]
+    return min(chosen_seeds({seed: value(seed) for seed in seeds}, "median"))
 
 
 def _why_absent(benchmark: BenchmarkFolder, file: LeaderboardFile, members: list[int], kind: str, seed: int) -> str:

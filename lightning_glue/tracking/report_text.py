@@ -7,11 +7,13 @@ import re
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from lightning_glue.tasks import get_task
 from lightning_glue.tracking import seed_noise
 from lightning_glue.tracking.comparison import Group, Section, Table
 from lightning_glue.tracking.seed_plot import STYLE, key, seed_plot
+from lightning_glue.utils.files import new_file
 
 _INTRODUCTION = "Median over seeds of the metric that selects the checkpoint; spread is minimum to maximum."
 _PAGE_STYLE = """
@@ -128,6 +130,16 @@ def page(report: Report) -> str:
     if _has_published(report):
         parts.append(_note(seed_noise.METHOD))
     return "\n".join([*parts, "</body></html>"]) + "\n"
+
+
+def save(report: Report, folder: Path) -> list[Path]:
+    """Write ``report.md`` and ``report.html`` into a folder, each whole."""
+    written = []
+    for name, text in {"report.md": markdown(report), "report.html": page(report)}.items():
+        with new_file(folder / name) as file:
+            file.write(text)
+        written.append(folder / name)
+    return written
 
 
 def _note(text: str) -> str:

@@ -20,7 +20,8 @@ if TYPE_CHECKING:
     from mlflow.entities import Run
 
 _PAGE = 5000  # runs a request asks for: 40 MB; a server may take no more than 20 s to answer
-_PARENT, _BENCHMARK = "mlflow.parentRunId", "lightning_glue.benchmark"
+_PARENT = "mlflow.parentRunId"
+BENCHMARK_TAG = "lightning_glue.benchmark"  # of each training of a benchmark: its id
 _BEST = "best/"  # begins the names of the best evaluation's scores
 _OURS = "lightning_glue."  # begins the tags of every run of this program
 
@@ -68,15 +69,25 @@ def fetch(client: MlflowClient, uri: str, experiment: str | None, condition: str
         if experiment is not None and experiment not in found:
             raise TrackingError(f"no experiment {experiment!r} at {hide_secrets(uri)}{suggest(experiment, found)}")
         ids = [found[experiment]] if experiment is not None else list(found.values())
-        runs: list[Run] = []
-        token: str | None = ""
-        with _without_collections():
-            while token is not None:
-                page = client.search_runs(ids, condition, max_results=_PAGE, page_token=token or None)
-                runs, token = runs + list(page), page.token or None
-        return runs
+        return search(client, ids, condition)
     except (MlflowException, OSError) as error:
         raise TrackingError(f"MLflow at {hide_secrets(uri)} cannot be read: {first_line(error)}") from None
+
+
+def search(client: MlflowClient, experiments: list[str], condition: str = "") -> list[Run]:
+    """Every run of experiments, named by their ids, that meets a condition of MLflow's search; its errors pass."""
+    runs: list[Run] = []
+    token: str | None = ""
+    with _without_collections():
+        while token is not None:
+            page = client.search_runs(experiments, condition, max_results=_PAGE, page_token=token or None)
+            runs, token = runs + list(page), page.token or None
+    return runs
+
+
+def best_scores(run: Run) -> dict[str, float]:
+    """The dev scores of a run's best evaluation, by name."""
+    return {name.removeprefix(_BEST): value for name, value in run.data.metrics.items() if name.startswith(_BEST)}
 
 
 @contextmanager
@@ -106,7 +117,7 @@ def is_foreign(run: Run) -> bool:
 
 def is_trial(run: Run) -> bool:
     """Whether a run is one of a search; those of a benchmark are nested too, but stand for themselves."""
-    return _PARENT in run.data.tags and _BENCHMARK not in run.data.tags
+    return _PARENT in run.data.tags and BENCHMARK_TAG not in run.data.tags
 
 
 def foreign_note(runs: Iterable[Run]) -> str:
@@ -128,10 +139,10 @@ def scored_run(run: Run, uri: str) -> Scored | None:
         return None
     link = run_page(uri, info.experiment_id, info.run_id) if uri.startswith("http") else ""
     minutes = (info.end_time - info.start_time) / 60000 * devices(run)
-    best = {name.removeprefix(_BEST): found for name, found in run.data.metrics.items() if name.startswith(_BEST)}
     return Scored(
         info.run_id, hide_secrets(link), params["task.name"], params.get("seed", info.run_id), dict(params),
-        registry.dataset_digests(run), value, best, info.start_time, minutes, registry.majority_of(run), _dev_rows(run),
+        registry.dataset_digests(run), value, best_scores(run), info.start_time, minutes,
+        registry.majority_of(run), _dev_rows(run),
     )  # fmt: skip
 
 

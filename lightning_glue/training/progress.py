@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import pytorch_lightning as pl
 
 from lightning_glue.training.callbacks import BestEvaluation, TrainingMonitor
-from lightning_glue.utils.console import LINE_SECONDS
+from lightning_glue.utils.console import LINE_SECONDS, clock
 from lightning_glue.utils.logs import log
 
 if TYPE_CHECKING:
@@ -75,12 +75,6 @@ class Standing:
             first.add_column(no_wrap=True, ratio=1 if cell is bar else None)
         first.add_row(*cells)
         return Group(first, Text("  ".join(self.values), no_wrap=True, overflow="ellipsis"))
-
-
-def clock(seconds: float) -> str:
-    """``0:01:30``; hours are not cut at a day."""
-    minutes, rest = divmod(round(seconds), 60)
-    return f"{minutes // 60}:{minutes % 60:02}:{rest:02}"
 
 
 def seconds_left(now: tuple[float, int], first: tuple[float, int], steps: int) -> float | None:

@@ -121,6 +121,12 @@ def progress_bar(title: str, total: int, unit: str) -> Iterator[Callable[[int], 
         yield advance
 
 
+def clock(seconds: float) -> str:
+    """``0:01:30``; hours are not cut at a day."""
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes // 60}:{minutes % 60:02}:{rest:02}"
+
+
 def run_main(main: Callable[[], None], outlives_output: bool = False) -> None:
     """Run a command-line ``main``; a :class:`UserError` becomes one line on stderr and exit code 2.
 

@@ -89,7 +89,17 @@ def test_real_runs_and_a_store_that_is_away(trained: Trained, tmp_path: Path) ->
     events = []
     for seed, run in enumerate(trained.rte, 1):
         client.set_tag(run.id, "lightning_glue.benchmark", "b0")
-        events.append({"time": 1, "job": f"RTE/seed-{seed}/train", "state": "done", "run_id": run.id, "seconds": 6})
+        events.append(
+            {
+                "time": 1,
+                "job": f"RTE/seed-{seed}/train",
+                "state": "done",
+                "id": run.id,
+                "of": {},
+                "run_id": run.id,
+                "seconds": 6,
+            }
+        )
         targets = np.array([0, 1])
         said = np.eye(2, dtype=np.float32)[[0, seed - 1]]
         write_outputs(Outputs("RTE", "dev", said, targets, None), folder / "outputs" / "RTE" / f"seed-{seed}")

@@ -22,7 +22,8 @@ from lightning_glue.pipeline.disk import (
 )
 from lightning_glue.pipeline.graph import Graph, make_graph
 from lightning_glue.pipeline.ledger import Ledger
-from lightning_glue.pipeline.parent_run import BENCHMARK_TAG, JOB_TAG, compare_with_store
+from lightning_glue.pipeline.parent_run import JOB_TAG, compare_with_store
+from lightning_glue.tracking.stored_runs import BENCHMARK_TAG
 
 GRAPH = make_graph({(task, seed) for task in ("MNLI", "RTE") for seed in (1, 2, 3)}, True, {"MNLI": 9.0, "RTE": 1.0})
 VALUES = {1: 0.5, 2: 0.9, 3: 0.7}

@@ -21,8 +21,9 @@ from lightning_glue.training.build import build
 from lightning_glue.training.callbacks import BestEvaluation, EvaluationLine, TrainingMonitor
 from lightning_glue.training.messages import counted, run_length, scores
 from lightning_glue.training.module import Evaluation
-from lightning_glue.training.progress import RunProgress, Standing, clock, seconds_left
+from lightning_glue.training.progress import RunProgress, Standing, seconds_left
 from lightning_glue.training.trainer import make_trainer
+from lightning_glue.utils.console import clock
 
 SMALL = ["trainer.gpus=0", "data.batch_size=32", "trainer.accumulate=2", "trainer.log_every=4", "trainer.max_epochs=9"]
 
