@@ -132,7 +132,7 @@ def done_trial(number: int) -> FrozenTrial:
 def measure_trials(storage: str, name: str, finished: int, total: int) -> float:
     """CPU ms of the controller per trial, from the second trial on, with all that a search tells of its trials."""
     from lightning_glue.execution.local import groups
-    from lightning_glue.execution.place import places
+    from lightning_glue.execution.place import Division, places
     from lightning_glue.tracking.logger import MLflowTracker
     from lightning_glue.tuning.controller import Controller, Running, study_folder
     from lightning_glue.tuning.results import best_trial
@@ -168,7 +168,7 @@ def measure_trials(storage: str, name: str, finished: int, total: int) -> float:
             if len(stamps) > MEASURED:
                 controller.stopped_by = controller.stopped_by or signal_of_the_end()
 
-    where = places(workers=1, gpus=0, gpus_per_trial=1, trials_per_gpu=1, procs=1)
+    where = places(Division(workers=1))
     executors = groups(where, "scale:objective", study_folder(study.name, study.id))
     controller = Controller(
         study, SPACE, lambda running, seed, folder: Job(running.parameters, {}, str(folder)), executors, Observer()

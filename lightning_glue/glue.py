@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 
 from lightning_glue import config as configuration
+from lightning_glue.execution.engines import add_engine_options
 from lightning_glue.pipeline.request import KEEP, SEEDS, Request
 from lightning_glue.tasks import TRAINABLE
 from lightning_glue.utils.console import Parser, run_main
@@ -40,10 +41,7 @@ def parse_arguments() -> Request:
                         "again (default: 2)")  # fmt: skip
     parser.add_argument("--keep", default="best", metavar="SEEDS", help=f"whose models stay once the report exists: "
                         f"{', '.join(KEEP)} (default: best)")  # fmt: skip
-    parser.add_argument("--engine", default="local", metavar="NAME", help="where the jobs run: local (this machine, "
-                        "the default) or ray (the nodes of a Ray cluster)")  # fmt: skip
-    parser.add_argument("--address", metavar="HOST:PORT", help="of the Ray cluster, or auto (default: RAY_ADDRESS; "
-                        "without it a cluster of this machine alone)")  # fmt: skip
+    add_engine_options(parser, "jobs")
     parser.add_argument("--join", action="store_true", help="work beside drivers that are at it, here or elsewhere")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="any key of conf/, for every training")
     given = vars(parser.parse_intermixed_args())

@@ -6,6 +6,7 @@ import os
 import sys
 
 from lightning_glue import config as configuration
+from lightning_glue.execution.engines import add_engine_options
 from lightning_glue.tasks import TRAINABLE
 from lightning_glue.tuning.request import DEFAULT_STORAGE, Request
 from lightning_glue.utils.console import Parser, run_main
@@ -38,10 +39,7 @@ def parse_arguments() -> Request:
     parser.add_argument("--trials-per-gpu", type=int, default=1, metavar="N", help="trials that share a GPU")
     parser.add_argument("--procs", type=int, default=1, metavar="N", help="DDP over N CPU processes in every trial")
     parser.add_argument("--retries", type=int, metavar="N", help="times a trial whose process died starts again")
-    parser.add_argument("--engine", default="local", metavar="NAME", help="where the trials run: local (this machine, "
-                        "the default) or ray (the nodes of a Ray cluster)")  # fmt: skip
-    parser.add_argument("--address", metavar="HOST:PORT", help="of the Ray cluster, or auto (default: RAY_ADDRESS; "
-                        "without it a cluster of this machine alone)")  # fmt: skip
+    add_engine_options(parser, "trials")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="any key of conf/, tune.seeds=5 for example; "
                         "a key of the search space is then fixed")  # fmt: skip
     return Request(**vars(parser.parse_intermixed_args()))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from argparse import ArgumentParser
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
@@ -12,6 +13,7 @@ from lightning_glue.errors import ConfigError, UserError, suggest
 if TYPE_CHECKING:
     from lightning_glue.execution.executor import Executor
     from lightning_glue.execution.joining import Files
+    from lightning_glue.execution.place import Division
 
 ENGINES = ("local", "ray")
 
@@ -26,24 +28,11 @@ class Engine(Protocol):
     def gpus(self) -> int:
         """GPUs that there are."""
 
-    def groups(
-        self,
-        *,
-        workers: int | None,
-        gpus: int,
-        gpus_per_trial: int,
-        trials_per_gpu: int,
-        procs: int,
-        objective: str,
-        folder: Path,
-        files: Files | None = None,
-    ) -> Sequence[Executor]:
+    def groups(self, how: Division, objective: str, folder: Path, files: Files | None = None) -> Sequence[Executor]:
         """A group of processes, not started yet, for every slot.
 
         Args:
-            workers: as many as this in all, instead of as many as there is room for.
-            gpus: of those that there are; 0: the CPU.
-            gpus_per_trial, procs: processes of a slot, on GPUs and on the CPU.
+            how: the devices are shared out.
             objective: ``module:function`` that trains a job, see :data:`~lightning_glue.execution.job.Objective`.
             folder: for the logs of the processes.
             files: what must be the same wherever a slot is.
@@ -69,25 +58,19 @@ class LocalEngine:
 
         return torch.cuda.device_count()
 
-    def groups(
-        self,
-        *,
-        workers: int | None,
-        gpus: int,
-        gpus_per_trial: int,
-        trials_per_gpu: int,
-        procs: int,
-        objective: str,
-        folder: Path,
-        files: Files | None = None,
-    ) -> Sequence[Executor]:
+    def groups(self, how: Division, objective: str, folder: Path, files: Files | None = None) -> Sequence[Executor]:
         from lightning_glue.execution.local import groups
         from lightning_glue.execution.place import places
 
-        where = places(
-            workers=workers, gpus=gpus, gpus_per_trial=gpus_per_trial, trials_per_gpu=trials_per_gpu, procs=procs
-        )
-        return groups(where, objective, folder)
+        return groups(places(how), objective, folder)
+
+
+def add_engine_options(parser: ArgumentParser, what: str) -> None:
+    """``--engine`` and ``--address`` of a command that gives slots ``what``: trials or jobs."""
+    parser.add_argument("--engine", default="local", metavar="NAME", help=f"where the {what} run: local (this machine, "
+                        "the default) or ray (the nodes of a Ray cluster)")  # fmt: skip
+    parser.add_argument("--address", metavar="HOST:PORT", help="of the Ray cluster, or auto (default: RAY_ADDRESS; "
+                        "without it a cluster of this machine alone)")  # fmt: skip
 
 
 def check_engine(name: str, address: str | None) -> None:

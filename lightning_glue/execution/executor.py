@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import selectors
 import signal
+import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from types import FrameType
 from typing import Any, Protocol
 
 from lightning_glue.execution.channel import Channel, Message
@@ -61,6 +64,46 @@ class Executor(Protocol):
 
     def close(self, selector: selectors.BaseSelector) -> None:
         """Kill what still runs, and forget it."""
+
+
+class Speaks:
+    """What an executor does with its channels, wherever the processes are."""
+
+    channels: list[Channel]
+
+    def send(self, message: Message) -> None:
+        """To every process."""
+        for rank in range(len(self.channels)):
+            self.send_to(rank, message)
+
+    def send_to(self, rank: int, message: Message) -> None:
+        """To one process; a dead one shows when its channel is read."""
+        with suppress(OSError):
+            self.channels[rank].send(message)
+
+    def register(self, selector: selectors.BaseSelector) -> None:
+        for rank, channel in enumerate(self.channels):
+            selector.register(channel, selectors.EVENT_READ, (self, rank))
+
+    def close_channels(self, selector: selectors.BaseSelector) -> None:
+        for channel in self.channels:
+            with suppress(KeyError):  # its end was read before
+                selector.unregister(channel)
+            channel.close()
+        self.channels = []
+
+
+@contextmanager
+def stop_signals(handler: Callable[[int, FrameType | None], None]) -> Iterator[None]:
+    """Within, SIGINT and SIGTERM go to ``handler``; nothing changes outside the main thread, which alone gets them."""
+    before = {}
+    if threading.current_thread() is threading.main_thread():
+        before = {number: signal.signal(number, handler) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler_before in before.items():
+            signal.signal(number, handler_before)
 
 
 def stop(

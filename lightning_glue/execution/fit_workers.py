@@ -16,7 +16,7 @@ from lightning_glue.config import Config
 from lightning_glue.errors import Diverged, Interrupted, UserError
 from lightning_glue.execution.job import Fitted, Job
 from lightning_glue.execution.local import Group
-from lightning_glue.execution.place import places
+from lightning_glue.execution.place import Division, places
 from lightning_glue.execution.single_job import run_single
 from lightning_glue.utils.logs import log
 
@@ -33,7 +33,7 @@ def fit_in_workers(config: Config, resume: str | None, verbose: bool, gpus: int)
         Interrupted: Ctrl-C; the training was told to stop in order.
     """
     procs = config.trainer.procs
-    (place,) = places(workers=1, gpus=gpus, gpus_per_trial=gpus or 1, trials_per_gpu=1, procs=procs)
+    (place,) = places(Division(workers=1, gpus=gpus, gpus_per_trial=gpus or 1, procs=procs))
     job = Job(configuration.flatten(config), {}, "", resume=resume, shows=verbose)
     runs: list[str] = []
     with tempfile.TemporaryDirectory(prefix="lightning-glue-") as folder:

@@ -13,7 +13,8 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from lightning_glue.execution.channel import Channel, Message
+from lightning_glue.execution.channel import Channel
+from lightning_glue.execution.executor import Speaks
 from lightning_glue.execution.place import Place
 from lightning_glue.utils.launch import without_launcher
 
@@ -21,7 +22,7 @@ _LAST_LINES = 15  # of a log
 
 
 @dataclass
-class Group:
+class Group(Speaks):
     """A running group: ``python -m lightning_glue.execution.worker`` once per process, as torchrun would start it.
 
     Attributes:
@@ -74,20 +75,6 @@ class Group:
             }
         return variables
 
-    def send(self, message: Message) -> None:
-        """To every process."""
-        for rank in range(len(self.channels)):
-            self.send_to(rank, message)
-
-    def send_to(self, rank: int, message: Message) -> None:
-        """To one process; a dead one shows when its channel is read."""
-        with suppress(OSError):
-            self.channels[rank].send(message)
-
-    def register(self, selector: selectors.BaseSelector) -> None:
-        for rank, channel in enumerate(self.channels):
-            selector.register(channel, selectors.EVENT_READ, (self, rank))
-
     def exit_reason(self) -> str:
         """What became of the processes, once a channel has closed."""
         for process in self.processes:
@@ -114,11 +101,8 @@ class Group:
         self.signal(signal.SIGKILL)
         for process in self.processes:
             process.wait()
-        for channel in self.channels:
-            with suppress(KeyError):  # its end was read before
-                selector.unregister(channel)
-            channel.close()
-        self.processes, self.channels = [], []
+        self.close_channels(selector)
+        self.processes = []
 
     def last_words(self) -> str:
         """The end of the log."""

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from lightning_glue.errors import UserError
 from lightning_glue.execution.joining import Files, describe
-from lightning_glue.execution.place import Place
+from lightning_glue.execution.place import Division, Place
 from lightning_glue.utils.processes import PARENT
 from lightning_glue.utils.redact import first_line
 
@@ -117,40 +117,29 @@ class RayEngine:
     def gpus(self) -> int:
         return sum(int(node["Resources"].get("GPU", 0)) for node in self.nodes())
 
-    def groups(
-        self,
-        *,
-        workers: int | None,
-        gpus: int,
-        gpus_per_trial: int,
-        trials_per_gpu: int,
-        procs: int,
-        objective: str,
-        folder: Path,
-        files: Files | None = None,
-    ) -> Sequence[RayGroup]:
+    def groups(self, how: Division, objective: str, folder: Path, files: Files | None = None) -> Sequence[RayGroup]:
         """See :class:`~lightning_glue.execution.engines.Engine`; more than there is room for wait until there is."""
         from lightning_glue.execution.ray_group import RayGroup
         from lightning_glue.execution.ray_session import Alike, Share
 
         alike = Alike(files, describe(files) | {"RAY_AUTH_MODE": "token"})
         resources = [node["Resources"] for node in self.nodes()]
-        processes = gpus_per_trial if gpus else procs
-        if gpus:
-            if gpus_per_trial > 1 and trials_per_gpu > 1:
+        processes = how.gpus_per_trial if how.gpus else how.procs
+        if how.gpus:
+            if how.gpus_per_trial > 1 and how.trials_per_gpu > 1:
                 raise UserError("--trials-per-gpu with --gpus-per-trial: Ray shares out single GPUs; leave one out")
-            rooms = [int(each.get("GPU", 0)) // gpus_per_trial * trials_per_gpu for each in resources]
-            most = gpus // gpus_per_trial * trials_per_gpu
-            takes = {"GPU": gpus_per_trial / trials_per_gpu}
+            rooms = [int(each.get("GPU", 0)) // how.gpus_per_trial * how.trials_per_gpu for each in resources]
+            most = how.gpus // how.gpus_per_trial * how.trials_per_gpu
+            takes = {"GPU": how.gpus_per_trial / how.trials_per_gpu}
         else:
-            rooms = [int(each.get("CPU", 0) >= procs) for each in resources]
-            most, takes = sum(rooms), {"CPU": float(procs)}
+            rooms = [int(each.get("CPU", 0) >= how.procs) for each in resources]
+            most, takes = sum(rooms), {"CPU": float(how.procs)}
         if not sum(rooms):
-            what = f"{gpus_per_trial} GPUs" if gpus else f"{procs} CPUs"
+            what = f"{how.gpus_per_trial} GPUs" if how.gpus else f"{how.procs} CPUs"
             raise UserError(f"no node of the Ray cluster has {what} for a trial; `ray status` says what it has")
-        count = workers or min(most, sum(rooms))
+        count = how.workers or min(most, sum(rooms))
         fitting = sum(room > 0 for room in rooms)
-        share = Share(takes, gpus_per_trial if gpus else 0, max(1, -(-count // fitting)))
+        share = Share(takes, how.gpus_per_trial if how.gpus else 0, max(1, -(-count // fitting)))
         places = [Place(number, processes, (), 0) for number in range(count)]
         return [
             RayGroup(self, place, share, alike, objective, folder / f"worker-{place.number}.log") for place in places

@@ -5,11 +5,11 @@ from __future__ import annotations
 import selectors
 import socket
 from collections.abc import Sequence
-from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from lightning_glue.execution.channel import Channel, Message
+from lightning_glue.execution.channel import Channel
+from lightning_glue.execution.executor import Speaks
 from lightning_glue.execution.place import Place
 from lightning_glue.execution.ray_session import Alike, Session, Share
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from lightning_glue.execution.ray_engine import RayEngine
 
 
-class RayGroup:
+class RayGroup(Speaks):
     """A group, see :class:`~lightning_glue.execution.executor.Executor`.
 
     A node that leaves the cluster reads as the death of its processes. Started again, the group goes to any node with
@@ -50,20 +50,6 @@ class RayGroup:
         number, log = self.place.number, str(self.log)
         self._session = Session(self.engine, number, self.share, self.alike, self.objective, log, ends)
 
-    def register(self, selector: selectors.BaseSelector) -> None:
-        for rank, channel in enumerate(self.channels):
-            selector.register(channel, selectors.EVENT_READ, (self, rank))
-
-    def send(self, message: Message) -> None:
-        """To every process."""
-        for rank in range(len(self.channels)):
-            self.send_to(rank, message)
-
-    def send_to(self, rank: int, message: Message) -> None:
-        """To one process; a dead one shows when its channel is read."""
-        with suppress(OSError):
-            self.channels[rank].send(message)
-
     def exit_reason(self) -> str:
         return (self._session.reason if self._session else "") or "process closed its channel"
 
@@ -81,8 +67,5 @@ class RayGroup:
         """Kill what still runs, give the place back, and forget it."""
         if self._session:
             self._session.close()
-        for channel in self.channels:
-            with suppress(KeyError):  # its end was read before
-                selector.unregister(channel)
-            channel.close()
-        self._session, self.channels = None, []
+        self.close_channels(selector)
+        self._session = None

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import selectors
 import signal
-import threading
 import time
 import uuid
 from collections.abc import Callable, Sequence
@@ -20,7 +19,7 @@ from typing import Protocol
 
 from lightning_glue.errors import UserError
 from lightning_glue.execution.channel import Message
-from lightning_glue.execution.executor import Executor, stop
+from lightning_glue.execution.executor import Executor, stop, stop_signals
 from lightning_glue.execution.job import Job
 from lightning_glue.pipeline.drivers import claim
 from lightning_glue.pipeline.graph import Graph, Node, Standing, standing
@@ -93,20 +92,16 @@ class Driver:
         Raises:
             KeyboardInterrupt: the second Ctrl-C; all has ended at once.
         """
-        before = {}
-        if threading.current_thread() is threading.main_thread():
-            before = {number: signal.signal(number, self._stop) for number in (signal.SIGINT, signal.SIGTERM)}
-        try:
-            while not self.stopped_by and self._assign():
-                for key, _ in self.selector.select(timeout=0.5):
-                    group, rank = key.data
-                    if key.fileobj in group.channels:  # else the group ended since
-                        self._read(self._of_group[id(group)], rank)
-                self.observer.looked(self.running)
-        finally:
-            self._end_all()
-            for number, handler in before.items():
-                signal.signal(number, handler)
+        with stop_signals(self._stop):
+            try:
+                while not self.stopped_by and self._assign():
+                    for key, _ in self.selector.select(timeout=0.5):
+                        group, rank = key.data
+                        if key.fileobj in group.channels:  # else the group ended since
+                            self._read(self._of_group[id(group)], rank)
+                    self.observer.looked(self.running)
+            finally:
+                self._end_all()
 
     def _stop(self, number: int, _: FrameType | None) -> None:
         if self.stopped_by:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from lightning_glue.execution.joining import Files
+from lightning_glue.execution.place import Division
 from lightning_glue.pipeline.graph import TRAIN, Node
 
 if TYPE_CHECKING:
@@ -59,9 +60,9 @@ def make_teams(benchmark: Benchmark, engine: Engine, objective: str = OBJECTIVE)
     files = Files(tuple(benchmark.configs), config["data.glue_dir"] if config["data.source"] == "glue" else None)
 
     def make(folder: str, **how: Any) -> Sequence[Executor]:
-        usual = {"workers": request.workers, "gpus": gpus, "gpus_per_trial": 1, "trials_per_gpu": 1, "procs": 1}
         logs = benchmark.folder / "logs" / folder
-        return engine.groups(**(usual | how), objective=objective, folder=logs, files=files)
+        division = Division(**({"workers": request.workers, "gpus": gpus} | how))
+        return engine.groups(division, objective, logs, files)
 
     ones = make("slots", trials_per_gpu=request.jobs_per_gpu)
     teams = [Team(one, frozenset([number]), gpus=int(bool(gpus))) for number, one in enumerate(ones)]

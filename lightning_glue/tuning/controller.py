@@ -10,7 +10,6 @@ import selectors
 import shutil
 import signal
 import statistics
-import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
@@ -22,7 +21,7 @@ from optuna.trial import FrozenTrial, TrialState
 
 from lightning_glue.errors import UserError
 from lightning_glue.execution.channel import Message
-from lightning_glue.execution.executor import Executor, stop
+from lightning_glue.execution.executor import Executor, stop, stop_signals
 from lightning_glue.execution.job import Job
 from lightning_glue.tuning.space import Space
 from lightning_glue.tuning.study import SharedStudy
@@ -105,22 +104,18 @@ class Controller:
         Raises:
             UserError: a training says that the user has made a mistake, or trial after trial fails.
         """
-        previous = {}
-        if threading.current_thread() is threading.main_thread():
-            previous = {number: signal.signal(number, self._stop) for number in (signal.SIGINT, signal.SIGTERM)}
-        try:
-            while not self.stopped_by and self._assign():
-                for key, _ in self.selector.select(timeout=0.5):
-                    group, rank = key.data
-                    if key.fileobj in group.channels:  # else the group ended since
-                        self._read(group, rank)
-                self._keep_time()
-        finally:
-            self._stopping = True
-            stop(self.groups, self.selector, heard=self._heard_at_the_end)
-            self.study.interrupt()
-            for number, handler in previous.items():
-                signal.signal(number, handler)
+        with stop_signals(self._stop):
+            try:
+                while not self.stopped_by and self._assign():
+                    for key, _ in self.selector.select(timeout=0.5):
+                        group, rank = key.data
+                        if key.fileobj in group.channels:  # else the group ended since
+                            self._read(group, rank)
+                    self._keep_time()
+            finally:
+                self._stopping = True
+                stop(self.groups, self.selector, heard=self._heard_at_the_end)
+                self.study.interrupt()
 
     def _stop(self, number: int, _: FrameType | None) -> None:
         if self.stopped_by:

@@ -95,13 +95,12 @@ def start_tracking(search: Search, study: SharedStudy) -> StudyTracking:
 def make_groups(request: Request, search: Search, engine: Engine, folder: Path) -> Sequence[Executor]:
     """The slots of the search."""
     from lightning_glue.execution.joining import Files
+    from lightning_glue.execution.place import Division
 
     config = search.config
-    return engine.groups(
-        workers=request.workers, gpus=search.gpus, gpus_per_trial=request.gpus_per_trial,
-        trials_per_gpu=request.trials_per_gpu, procs=request.procs, objective=OBJECTIVE, folder=folder,
-        files=Files((config.task.name,), config.data.glue_dir if config.data.source == "glue" else None),
-    )  # fmt: skip
+    how = Division(request.workers, search.gpus, request.gpus_per_trial, request.trials_per_gpu, request.procs)
+    files = Files((config.task.name,), config.data.glue_dir if config.data.source == "glue" else None)
+    return engine.groups(how, OBJECTIVE, folder, files)
 
 
 @dataclass(frozen=True)

@@ -23,9 +23,10 @@ def test_nothing_imports_ray_with_the_local_engine() -> None:
 import sys
 from pathlib import Path
 from lightning_glue.execution.engines import open_engine
+from lightning_glue.execution.place import Division
 import lightning_glue.tune, lightning_glue.tuning.search, lightning_glue.tuning.controller
 with open_engine("local", None) as engine:
-    assert engine.groups(workers=2, gpus=0, gpus_per_trial=1, trials_per_gpu=1, procs=1, objective="x:y", folder=Path())
+    assert engine.groups(Division(workers=2), "x:y", Path())
 assert not [name for name in sys.modules if name == "ray" or name.startswith("ray.")]
 """
     subprocess.run([sys.executable, "-c", code], check=True, env={**os.environ, "PYTHONPATH": str(ROOT)})

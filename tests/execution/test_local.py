@@ -13,13 +13,12 @@ from helpers.project import ROOT
 
 from lightning_glue.execution.executor import stop
 from lightning_glue.execution.local import Group
-from lightning_glue.execution.place import Place, places
+from lightning_glue.execution.place import Division, Place, places
 from lightning_glue.tuning.controller import scratch_folder, study_folder
 
 
 def layout(**given: int | None) -> list[tuple[int, ...]]:
-    usual = {"workers": None, "gpus": 0, "gpus_per_trial": 1, "trials_per_gpu": 1, "procs": 1}
-    return [place.gpus for place in places(**(usual | given))]
+    return [place.gpus for place in places(Division(**given))]
 
 
 @pytest.mark.parametrize(
@@ -40,7 +39,7 @@ def test_gpus_are_shared_out(given: dict[str, int], expected: list[tuple[int, ..
 
 def test_processes_of_all_trials_share_the_cores() -> None:
     cores = len(os.sched_getaffinity(0))
-    shared = places(workers=2, gpus=0, gpus_per_trial=1, trials_per_gpu=1, procs=2)
+    shared = places(Division(workers=2, procs=2))
     assert [(place.processes, place.threads) for place in shared] == [(2, max(1, cores // 4))] * 2
 
 

@@ -19,6 +19,7 @@ from lightning_glue.errors import UserError
 from lightning_glue.execution.channel import Message
 from lightning_glue.execution.engines import Engine, open_engine
 from lightning_glue.execution.executor import Executor, stop
+from lightning_glue.execution.place import Division
 
 NODES = 3
 
@@ -43,10 +44,7 @@ def engine(nodes: RayNodes) -> Iterator[Engine]:
 
 
 def make_groups(engine: Engine, workers: int | None) -> list[Any]:
-    return [*engine.groups(
-        workers=workers, gpus=0, gpus_per_trial=1, trials_per_gpu=1, procs=1,
-        objective="helpers.cheap:tells_itself", folder=Path("logs"),
-    )]  # fmt: skip
+    return [*engine.groups(Division(workers=workers), "helpers.cheap:tells_itself", Path("logs"))]
 
 
 class Talk:

@@ -16,7 +16,7 @@ from typing import Any
 from lightning_glue.errors import UserError
 from lightning_glue.execution.job import Fitted, Job
 from lightning_glue.execution.local import groups
-from lightning_glue.execution.place import places
+from lightning_glue.execution.place import Division, places
 from lightning_glue.pipeline.driver import Driver, Running
 from lightning_glue.pipeline.drivers import working
 from lightning_glue.pipeline.graph import Graph, Node, make_graph
@@ -67,11 +67,10 @@ def drive(
     join: bool = False, ddp: bool = False,
 ) -> tuple[Driver, Told]:  # fmt: skip
     """Work on a benchmark as the command does; the driver, when it is through."""
-    usual = {"gpus": 0, "gpus_per_trial": 1, "trials_per_gpu": 1}
-    made = groups(places(workers=workers, procs=1, **usual), "helpers.benchmark_jobs:objective", folder / "logs")
+    made = groups(places(Division(workers=workers)), "helpers.benchmark_jobs:objective", folder / "logs")
     teams = [Team(group, frozenset([number])) for number, group in enumerate(made)]
     if ddp:
-        (wide,) = groups(places(workers=1, procs=2, **usual), "helpers.benchmark_jobs:objective", folder / "ddp")
+        (wide,) = groups(places(Division(workers=1, procs=2)), "helpers.benchmark_jobs:objective", folder / "ddp")
         teams.append(Team(wide, frozenset([0, 1]), "ddp"))
 
     def make_job(node: Node, team: Team) -> Job:

@@ -9,7 +9,7 @@ import optuna
 
 from lightning_glue.execution.job import Job
 from lightning_glue.execution.local import groups
-from lightning_glue.execution.place import places
+from lightning_glue.execution.place import Division, places
 from lightning_glue.tuning.controller import Controller, Running, study_folder
 from lightning_glue.tuning.storage import open_storage
 from lightning_glue.tuning.strategy import make_sampler
@@ -56,7 +56,7 @@ def make_job(running: Running, seed: int, checkpoints: Path) -> Job:
 
 
 def control(study: SharedStudy, objective: str, *, seeds: int = 1, workers: int = 1, procs: int = 1) -> Controller:
-    where = places(workers=workers, gpus=0, gpus_per_trial=1, trials_per_gpu=1, procs=procs)
+    where = places(Division(workers=workers, procs=procs))
     executors = groups(where, f"helpers.cheap:{objective}", study_folder(study.name, study.id))
     return Controller(study, SPACE, make_job, executors, Silent(), seeds=seeds)
 

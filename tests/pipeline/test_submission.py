@@ -18,7 +18,7 @@ from lightning_glue.errors import UserError
 from lightning_glue.pipeline.benchmark_folder import read_benchmark
 from lightning_glue.pipeline.leaderboard import FILES, LeaderboardFile
 from lightning_glue.pipeline.outputs import Outputs, write_outputs
-from lightning_glue.pipeline.submission import write_submission
+from lightning_glue.pipeline.submission import median_seed, write_submission
 from lightning_glue.pipeline.submission_check import (
     Expected,
     check_file,
@@ -233,3 +233,12 @@ def test_the_command_writes_and_checks(benchmark: Path, tmp_path: Path) -> None:
     for wrong in (["--check", "none.zip"], ["nobody"], [str(benchmark), "--from", "seed:9"]):
         failed = run("lightning_glue.submit", *wrong, cwd=tmp_path, check=False)
         assert (failed.returncode, failed.stderr.count("\n")) == (2, 1)
+
+
+def test_of_seeds_that_score_the_same_the_first_is_the_median(tmp_path: Path) -> None:
+    folder = write_benchmark(tmp_path / "b", ["RTE"], [1, 2, 3])
+    targets = np.array([0, 1])
+    for seed in (1, 2, 3):
+        said = Outputs("RTE", "dev", np.eye(2, dtype=np.float32)[targets], targets, None)
+        write_outputs(said, folder / "outputs" / "RTE" / f"seed-{seed}")
+    assert median_seed(read_benchmark(folder), "RTE", [1, 2, 3]) == 1

@@ -24,7 +24,7 @@ from optuna.trial import TrialState
 from lightning_glue.config import compose, flatten
 from lightning_glue.execution.job import Job
 from lightning_glue.execution.local import groups
-from lightning_glue.execution.place import places
+from lightning_glue.execution.place import Division, places
 from lightning_glue.tuning.controller import Controller
 from lightning_glue.tuning.search import OBJECTIVE
 from lightning_glue.tuning.space import make_space
@@ -222,7 +222,7 @@ def test_the_prune_decision_reaches_every_process_of_a_trial(project: Path) -> N
         config = compose([*overrides, "tracking.checkpoints=false"], task="WNLI", model="tiny", data="sample")
         return Job(flatten(config) | running.parameters, {}, str(checkpoints))
 
-    where = places(workers=1, gpus=0, gpus_per_trial=1, trials_per_gpu=1, procs=2)
+    where = places(Division(workers=1, procs=2))
     Controller(study, space, make_job, groups(where, OBJECTIVE, Path("mlruns/.tune")), Silent()).run()
     assert [trial.state for trial in trials(project)] == [TrialState.PRUNED] * 2
     assert [len(trial.intermediate_values) for trial in trials(project)] == [2, 2]
