@@ -82,6 +82,15 @@ class Search:
     def metric(self) -> str:
         return get_task(self.config.task.name).selection_metric
 
+    def warn_of_unused_epochs(self) -> None:
+        """Say so where the epochs that are searched may change nothing."""
+        if self.config.trainer.max_steps > 0 and "trainer.max_epochs" in self.space:
+            log.warning(
+                "trainer.max_epochs is searched, and trainer.max_steps=%d may end every trial before: "
+                "give one of the two",
+                self.config.trainer.max_steps,
+            )
+
 
 def compose_search(request: Request, engine: Engine) -> Search:
     """The search that is asked for, on the devices of ``engine``.
@@ -120,11 +129,6 @@ def compose_search(request: Request, engine: Engine) -> Search:
     if gpus and request.gpus_per_trial > gpus:
         raise UserError(f"--gpus-per-trial {request.gpus_per_trial}: the study is given {gpus} GPUs")
     space = make_space(tune.parameters, fixed)
-    if config.trainer.max_steps > 0 and "trainer.max_epochs" in space:
-        log.warning(
-            "trainer.max_epochs is searched, and trainer.max_steps=%d may end every trial before: give one of the two",
-            config.trainer.max_steps,
-        )
     return Search(config, tune, space, gpus, tune.trials if asked else None)
 
 

@@ -150,6 +150,7 @@ def _run(request: Request, search: Search, engine: Engine, shows: bool) -> Finis
 
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     study = open_study(request, search)
+    search.warn_of_unused_epochs()  # not before: a mistake is one line
     tracking = start_tracking(search, study)
     groups = make_groups(request, search, engine, study_folder(study.name, study.id))
     where = hide_secrets(request.storage)

@@ -144,6 +144,8 @@ def test_epochs_that_steps_cut_short_are_said_to_be(
     overrides: list[str], warned: bool, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(logging.getLogger("lightning_glue"), "propagate", True)
-    space = compose_search(Request("RTE", gpus=0, overrides=overrides), LocalEngine()).space
+    search = compose_search(Request("RTE", gpus=0, overrides=overrides), LocalEngine())
+    assert not caplog.text  # it follows what may be wrong with the storage
+    search.warn_of_unused_epochs()
     assert ("trainer.max_steps=30 may end every trial before" in caplog.text) == warned
-    assert ("trainer.max_epochs" in space) == ("trainer.max_epochs=2" not in overrides)
+    assert ("trainer.max_epochs" in search.space) == ("trainer.max_epochs=2" not in overrides)
