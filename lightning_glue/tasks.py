@@ -49,6 +49,14 @@ class Task:
     folder: str = ""  # folder below GLUE_DIR; empty: the task's name
     submission: tuple[str, ...] = ()  # leaderboard file per test split; empty: <name>.tsv
     label_scale: float = 1.0  # regression targets are label / label_scale
+    multilabel: bool = False  # each example has any number of labels, also none
+
+    @property
+    def problem_type(self) -> str:
+        """``regression``, ``single_label_classification`` or ``multi_label_classification``, as transformers say it."""
+        if self.is_regression:
+            return "regression"
+        return f"{'multi' if self.multilabel else 'single'}_label_classification"
 
     @property
     def is_regression(self) -> bool:
