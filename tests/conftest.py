@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import random
-import shutil
 import signal
 import time
 from collections.abc import Callable
@@ -13,6 +12,7 @@ from pathlib import Path
 import pytest
 from helpers import zygote
 from helpers.project import write_small_bpe
+from helpers.store import put_store
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # many small processes on few cores
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")  # as in the program
@@ -76,18 +76,8 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def new_store(tmp_path_factory: pytest.TempPathFactory) -> Callable[[Path], None]:
-    """Puts MLflow's database, empty, into a folder that has none: making its tables takes seconds, copying no time."""
-    import mlflow
-
-    template = tmp_path_factory.mktemp("store") / "mlflow.db"
-    mlflow.MlflowClient(f"sqlite:///{template}").search_experiments()
-
-    def new_store(folder: Path) -> None:
-        if not (folder / template.name).exists():
-            shutil.copy(template, folder)
-
-    return new_store
+def new_store() -> Callable[[Path], None]:
+    return put_store
 
 
 @pytest.fixture(scope="session")

@@ -12,8 +12,9 @@ from types import ModuleType
 from typing import Any
 
 # A fifth of the importing, for nothing that this project calls: torchmetrics looks whether scipy.signal has ``hamming``
-# (torchmetrics/__init__.py), fairseq takes f1_score, pearsonr and others for criterions and tasks of its own.
-NEVER_CALLED = ("scipy.signal", "scipy.stats", "sklearn", "sklearn.metrics")
+# (torchmetrics/__init__.py) and takes models of transformers, where that is installed, for metrics of generated text;
+# fairseq takes f1_score, pearsonr and others for criterions and tasks of its own.
+NEVER_CALLED = ("scipy.signal", "scipy.stats", "sklearn", "sklearn.metrics", "transformers")
 
 
 @contextmanager

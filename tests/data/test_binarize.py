@@ -84,6 +84,7 @@ def test_special_layouts_equal_those_of_fairseqs_script(task: str, bpe_dir: Path
     assert sum(part.dropped for part in rows.values()) == (4 if task == "QQP" else 0)
 
 
+@pytest.mark.torture
 def test_fairseq_hydra_train_trains_from_it(glue_dir: Path, bpe_dir: Path, tmp_path: Path) -> None:
     arguments = ["--task", "RTE", "--out", "RTE-bin", "--glue-dir", str(glue_dir), "--bpe-dir", str(bpe_dir)]
     run("lightning_glue.preprocess", *arguments, cwd=tmp_path)

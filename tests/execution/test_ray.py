@@ -102,6 +102,7 @@ def gone(*processes: int) -> bool:
     return psutil.wait_procs([psutil.Process(one) for one in processes if psutil.pid_exists(one)], timeout=20)[1] == []
 
 
+@pytest.mark.torture
 def test_every_node_has_a_slot_whose_process_is_warm_and_has_the_drivers_folder_and_variables(talk: Talk) -> None:
     assert len({group.node for group in talk.groups}) == len(talk.groups) == NODES
     workers = []
@@ -114,6 +115,7 @@ def test_every_node_has_a_slot_whose_process_is_warm_and_has_the_drivers_folder_
     assert len(set(workers)) == NODES
 
 
+@pytest.mark.torture
 def test_a_group_without_a_place_waits_for_one_and_ends_when_it_is_told_to(
     talk: Talk, engine: Engine, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -129,6 +131,7 @@ def test_a_group_without_a_place_waits_for_one_and_ends_when_it_is_told_to(
     assert not more.processes
 
 
+@pytest.mark.torture
 def test_a_process_that_dies_says_how_and_is_started_again_on_its_node(talk: Talk) -> None:
     group = talk.groups[0]
     node, (worker, _) = group.node, talk.job(group, then="die")
@@ -140,6 +143,7 @@ def test_a_process_that_dies_says_how_and_is_started_again_on_its_node(talk: Tal
     assert group.node == node and talk.finish(group)[0] != worker
 
 
+@pytest.mark.torture
 def test_an_actor_that_is_killed_takes_its_process_along(talk: Talk) -> None:
     group = talk.groups[0]
     worker, actor = talk.job(group, then="sleep")
@@ -151,6 +155,7 @@ def test_an_actor_that_is_killed_takes_its_process_along(talk: Talk) -> None:
     stop([group], talk.selector, grace=0)
 
 
+@pytest.mark.torture
 def test_another_version_on_a_node_is_refused(talk: Talk, engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("lightning_glue.__version__", "0.0.9")  # here; the place is that of the test before
     other = Talk(make_groups(engine, 1))
@@ -162,6 +167,7 @@ def test_another_version_on_a_node_is_refused(talk: Talk, engine: Engine, monkey
     stop(other.groups, other.selector, grace=0)
 
 
+@pytest.mark.torture
 def test_a_node_that_leaves_is_a_death_and_the_group_goes_elsewhere(talk: Talk, nodes: RayNodes) -> None:
     group = talk.groups[2]
     node, (worker, _) = group.node, talk.job(group, then="sleep")

@@ -11,7 +11,10 @@ from typing import Any
 
 import pytest
 
+from helpers.store import put_store
+
 ROOT = Path(__file__).resolve().parents[2]
+_TRACKED = ("lightning_glue.train", "lightning_glue.tune", "lightning_glue.glue")
 
 
 def write_small_bpe(folder: Path) -> Path:
@@ -31,7 +34,12 @@ def write_small_bpe(folder: Path) -> Path:
 def run(
     *command: str, cwd: Path, check: bool = True, timeout: float = 120, **environment: str
 ) -> subprocess.CompletedProcess[str]:
-    """Run ``python -m <command>`` in ``cwd`` with a clean environment; show its output on failure."""
+    """Run ``python -m <command>`` in ``cwd`` with a clean environment; show its output on failure.
+
+    A training or a search finds the tables of its database made, where it is to have one of its own.
+    """
+    if command[0] in _TRACKED and not {"MLFLOW_TRACKING_URI", "--help"} & {*os.environ, *environment, *command}:
+        put_store(cwd)
     result = subprocess.run(
         [sys.executable, "-m", *command], cwd=cwd, env={**os.environ, "PYTHONPATH": str(ROOT), **environment},
         stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=timeout,

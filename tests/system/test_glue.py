@@ -28,6 +28,7 @@ def events(folder: Path) -> list[dict[str, str]]:
     return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
 
 
+@pytest.mark.torture
 def test_a_benchmark_that_is_killed_goes_on_and_is_whole(
     tmp_path: Path, cache: Path, bpe_dir: Path, new_store, monkeypatch
 ) -> None:

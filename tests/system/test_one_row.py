@@ -26,6 +26,7 @@ def write_task(root: Path, task: str, labels: list[str]) -> None:
     (root / task / "test.tsv").write_text(f"{HEADERS[task]}\n507{rows[0][1:]}\n")
 
 
+@pytest.mark.torture
 @pytest.mark.parametrize(
     ("task", "labels", "figures"),
     [

@@ -108,6 +108,7 @@ def test_only_known_names_of_the_server_are_answered(team: tuple[str, Path]) -> 
     assert status(url, "admin", ADMIN, host="evil.example.org") == 403
 
 
+@pytest.mark.torture
 def test_a_training_reaches_the_database_and_the_artifact_store(
     team: tuple[str, Path], trained: subprocess.CompletedProcess[str]
 ) -> None:
@@ -139,6 +140,7 @@ def test_its_model_is_registered_through_the_server_and_predicts(
     assert ",label,probability_0,probability_1" in loaded.stdout
 
 
+@pytest.mark.torture
 def test_a_refused_training_says_so_at_once(team: tuple[str, Path], bpe_dir: Path, cache: Path, tmp_path: Path) -> None:
     refused = run(
         "lightning_glue.train", *FLAGS, cwd=tmp_path, check=False, ROBERTA_BPE_DIR=str(bpe_dir),

@@ -138,6 +138,7 @@ def test_evaluation_of_the_run_repeats_its_best_metrics(wnli: tuple[Path, str], 
     assert len((folder / "out" / "WNLI.tsv").read_text().splitlines()) == len(logged.read_text().splitlines()) == 61
 
 
+@pytest.mark.torture
 def test_another_task_starts_from_the_run(wnli: tuple[Path, str], bpe_dir: Path, tmp_path: Path) -> None:
     """--init-from with a run id: at learning rate 0 the encoder stays the run's, bit for bit."""
     folder, _ = wnli
@@ -182,6 +183,7 @@ def test_mnli_is_scored_on_both_dev_sets_and_predicts_ax(cache: Path, bpe_dir: P
     assert predictions == {f"predictions/{name}" for name in ("MNLI-m.tsv", "MNLI-mm.tsv", "AX.tsv")}
 
 
+@pytest.mark.torture
 def test_two_processes_make_the_same_run_as_one(cache: Path, bpe_dir: Path, tmp_path: Path) -> None:
     """DDP with gloo: as many updates, the same loss curve up to rounding, one MLflow run, no file left by process 1."""
     histories = {}

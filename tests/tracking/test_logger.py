@@ -128,6 +128,7 @@ def test_everything_arrives_though_the_server_goes_away(
     assert Path(fetched).read_text() == "a 1\n"
 
 
+@pytest.mark.torture
 def test_a_server_that_fails_and_is_slow_gets_everything_later(server: MlflowServer, experiment: str) -> None:
     proxy = Proxy(server.port)
     tracker = MLflowTracker(proxy.uri, experiment, "x")
@@ -328,6 +329,7 @@ def test_a_run_resumed_elsewhere_keeps_one_history(
         MLflowTracker(server.uri, experiment, "x", tmp_path / "third").start({}, {}, None, resume=tracker.run_id)
 
 
+@pytest.mark.torture
 def test_a_training_that_is_killed_reads_killed(tmp_path: Path) -> None:
     code = """
 import os, signal

@@ -53,6 +53,7 @@ def act(rank: int, port: int, end: str) -> subprocess.Popen[str]:
     )  # fmt: skip
 
 
+@pytest.mark.torture
 @pytest.mark.parametrize("name", [next(iter(ENDS)), *map(torture, list(ENDS)[1:])])
 def test_a_wish_of_one_reaches_all_at_the_same_step_and_no_thread_outlives_the_group(name: str) -> None:
     port, end = free_port(), ENDS[name]

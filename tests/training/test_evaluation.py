@@ -45,6 +45,7 @@ def export_random(name: str, bpe_dir: Path, cache: Path, out: Path) -> Path:
     return export(build_model(start, task.num_outputs, {}), task, start.tokenizer, symbols, 0, out)
 
 
+@pytest.mark.torture
 @pytest.mark.parametrize(
     ("name", "several"),
     [

@@ -290,6 +290,7 @@ def test_two_processes_killed_resume_exactly(bpe_dir: Path, cache: Path, tmp_pat
     assert_same(killed, whole)
 
 
+@pytest.mark.torture
 @pytest.mark.parametrize(
     ("number", "all_of_them", "code"), [(signal.SIGTERM, False, 143), torture(signal.SIGINT, True, 130)]
 )
@@ -545,6 +546,7 @@ def test_kills_around_every_evaluation_leave_each_kept_checkpoint_right(
     assert saved(tmp_path / "run") == saved(tmp_path / "whole")
 
 
+@pytest.mark.torture
 def test_a_checkpoint_is_saved_every_few_minutes(
     start: Callable[..., None], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -411,6 +411,7 @@ def test_four_controllers_share_160_trials_on_postgresql(postgres: Postgres) -> 
     assert len(controllers) == 4  # each did its share
 
 
+@pytest.mark.torture
 def test_four_controllers_share_40_trials_on_one_host(storage: str) -> None:
     finish([start_controller(storage, 40) for _ in range(4)])
     trials = stored_trials(storage)
@@ -418,6 +419,7 @@ def test_four_controllers_share_40_trials_on_one_host(storage: str) -> None:
     assert {trial.state for trial in trials} == {TrialState.COMPLETE}
 
 
+@pytest.mark.torture
 def test_optunas_grpc_proxy_serves_controllers_without_a_database_driver(tmp_path: Path) -> None:
     import socket
 
@@ -463,6 +465,7 @@ def stored_trials_or_none(url: str) -> list[optuna.trial.FrozenTrial]:
         return []
 
 
+@pytest.mark.torture
 def test_a_killed_controller_takes_its_processes_along_and_another_goes_on(storage: str) -> None:
     controller = start_controller(storage, 12, CHEAP_SECONDS="0.2")
     wait_for(lambda: sum(trial.state == TrialState.COMPLETE for trial in stored_trials_or_none(storage)) >= 2)
