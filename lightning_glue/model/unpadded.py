@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lightning_glue.data.batching import Packed
-from lightning_glue.model import dropout
+from lightning_glue.model import dropout, row_gradients
 from lightning_glue.model.fairseq_import import import_fairseq
 
 import_fairseq()
@@ -124,7 +124,7 @@ def _embed(encoder: TransformerEncoderBase, tokens: Tensor, rows: Rows) -> Tenso
     """(tokens, width). Positions count from padding_idx + 1, as fairseq's ``utils.make_positions``."""
     tokens = F.pad(tokens, (0, len(rows.columns) - len(tokens)))
     positions = rows.columns + encoder.padding_idx + 1
-    x = encoder.embed_scale * encoder.embed_tokens(tokens)
+    x = encoder.embed_scale * row_gradients.embedding(encoder.embed_tokens, tokens)
     x = x + F.embedding(positions, encoder.embed_positions.weight, encoder.embed_positions.padding_idx)
     if encoder.layernorm_embedding is not None:
         x = encoder.layernorm_embedding(x)

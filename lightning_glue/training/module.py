@@ -12,6 +12,7 @@ from pytorch_lightning.utilities.types import OptimizerLRSchedulerConfig
 from lightning_glue.config import OptimizerConfig
 from lightning_glue.data.batching import Packed
 from lightning_glue.data.datamodule import Batch
+from lightning_glue.model import row_gradients
 from lightning_glue.model.roberta import RobertaModel, logits, task_loss
 from lightning_glue.tasks import Task
 from lightning_glue.training import metrics, optimizer
@@ -86,6 +87,8 @@ class GlueModule(pl.LightningModule):
             self.log_dict(named, logger=False, add_dataloader_idx=False)  # TrainingMonitor logs them, with their step
 
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
+        if self.trainer.world_size == 1 and self.device.type == "cpu":  # a GPU clears a table in no time
+            row_gradients.keep(self.model.encoder.sentence_encoder.embed_tokens)
         total = int(self.trainer.estimated_stepping_batches)
         warmup = round(self.settings.warmup_ratio * total)
         adam = optimizer.FairseqAdamW(

@@ -9,6 +9,7 @@ from typing import Any, overload
 import torch
 
 from lightning_glue.config import OptimizerConfig
+from lightning_glue.model import row_gradients
 
 
 class FairseqAdamW(torch.optim.AdamW):
@@ -56,6 +57,13 @@ class FairseqAdamW(torch.optim.AdamW):
             if copied:
                 copied.record()
         return loss
+
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        if not set_to_none:
+            return super().zero_grad(set_to_none=False)
+        for group in self.param_groups:
+            for parameter in group["params"]:
+                row_gradients.clear(parameter)
 
     @property
     def unscales(self) -> bool:
