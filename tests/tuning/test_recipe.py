@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from helpers.project import torture
 
 from lightning_glue.config import Config, compose, experiments, identity, unflatten
 from lightning_glue.tuning.recipe import write_recipe
@@ -27,7 +28,7 @@ def winner(parameters: dict[str, Any], overrides: list[str], **choices: str) -> 
     return unflatten(with_parameters(compose(overrides, **choices), parameters))
 
 
-@pytest.mark.parametrize("model", ["minilm", "tiny", "roberta.base"])
+@pytest.mark.parametrize("model", ["minilm", torture("tiny"), torture("roberta.base")])
 @pytest.mark.parametrize(
     ("parameters", "overrides"),
     [
