@@ -112,7 +112,7 @@ def copied(target: Path) -> Path:
 
 def outcome(root: Path, *tests: str) -> tuple[int, str]:
     """pytest's exit status (0: passed, 1: failed) and what it said, of tests in a copy."""
-    command = [sys.executable, "-m", "pytest", "-n0", "-q", "-p", "no:cacheprovider", *tests]
+    command = [sys.executable, "-m", "pytest", "-n0", "-q", "-m", "", "-p", "no:cacheprovider", *tests]  # torture, too
     environment = {**os.environ, "PYTHONPATH": str(root)}
     done = subprocess.run(command, cwd=root, env=environment, capture_output=True, text=True)
     return done.returncode, done.stdout[-3000:] + done.stderr[-1000:]
