@@ -12,10 +12,11 @@ from lightning_glue.config.schema import (
     TrainerConfig,
     TuneConfig,
     keys,
+    task_of,
 )
 
 __all__ = [
     "Config", "DataConfig", "ModelConfig", "OptimizerConfig", "TaskConfig", "TrackingConfig", "TrainerConfig",
     "TuneConfig", "compose", "compose_tune", "digest", "experiments", "flatten", "identity", "keys", "nested",
-    "options", "quote", "recorded", "unflatten",
+    "options", "quote", "recorded", "task_of", "unflatten",
 ]  # fmt: skip

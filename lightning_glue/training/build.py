@@ -44,10 +44,12 @@ def build(config: Config, warm: Warm | None = None) -> tuple[GlueModule, GlueDat
         from lightning_glue.model.roberta import build_model, load_encoder, token_limit
         from lightning_glue.tracking.artifacts import locate
         from lightning_glue.training.devices import resolve_eval_tokens
+        from lightning_glue.training.metrics import check_metrics
         from lightning_glue.training.module import GlueModule, Origin
         from lightning_glue.utils.digests import file_sha256
 
-    task, data = get_task(config.task.name), config.data
+    task, data = configuration.task_of(config), config.data
+    check_metrics(task)
     warm = warm or Warm()
     origin = (config.model.source, config.model.tokenizer, data.bpe_dir, str(config.model.architecture))
     if warm.origin != origin or warm.pretrained is None:
@@ -74,7 +76,7 @@ def build(config: Config, warm: Warm | None = None) -> tuple[GlueModule, GlueDat
         pool=data.length_pool,
         seed=config.seed,
     )
-    texts = (task.name, data.source, data.glue_dir, data.on_bad_row, max_tokens, config.trainer.predict, origin)
+    texts = (task, data.source, data.glue_dir, data.on_bad_row, max_tokens, config.trainer.predict, origin)
     if warm.texts == texts:
         datamodule.prepared, datamodule.splits = warm.prepared, warm.splits
     else:
