@@ -9,10 +9,9 @@ from typing import Any, TypeAlias
 
 from lightning_glue.config import paths
 from lightning_glue.config.check import checked
-from lightning_glue.config.schema import Config, TuneConfig, keys, task_of
+from lightning_glue.config.schema import OWN, Config, TuneConfig, keys, task_of
 from lightning_glue.errors import ConfigError, suggest
 from lightning_glue.tasks import TASKS
-
 
 Data: TypeAlias = str | Mapping[str, Any] | None
 
@@ -123,7 +122,7 @@ def _chosen(task: str | None, model: str | None, data: Data, experiment: str | N
     if isinstance(data, Mapping):
         if task:
             raise ConfigError(f"--task {task}, but --data describes {data['name']}; leave --task out")
-        chosen += ["task=_own", "data=_own"]
+        chosen += [f"task={OWN}", f"data={OWN}"]
     chosen += [_choose("task", task)] if task else []
     chosen += _choose_model(model) if model else []
     return chosen + ([_choose("data", data)] if isinstance(data, str) else [])
@@ -192,7 +191,7 @@ def _check_keys(overrides: list[str], known: list[str]) -> None:
         if not equals:
             raise ConfigError(f"{override!r} is no override; expected key=value, for example optimizer.lr=3e-5")
         name = key.lstrip("+~")
-        if name in groups and value not in options(name):
+        if name in groups and value not in (*options(name), OWN):
             raise ConfigError(f"unknown {name} {value!r}{suggest(value, options(name))}")
         if name in known or name.startswith(("experiments", "model.architecture.")):
             continue

@@ -13,6 +13,7 @@ from typing import Annotated, Any, Literal
 from annotated_types import Ge, Gt, Le, Lt, MinLen
 
 from lightning_glue.config.check import checked
+from lightning_glue.config.compose import options
 from lightning_glue.config.schema import Part
 from lightning_glue.errors import ConfigError, DataError, suggest
 from lightning_glue.tasks import TASKS
@@ -61,6 +62,13 @@ class OwnData(Part):
         assert self.dev is None or isinstance(self.dev, dict)
         assert self.test is None or isinstance(self.test, dict)
         return {"train": self.train, **(self.dev or {}), **(self.test or {})}
+
+
+def is_description(data: str | None) -> bool:
+    """Whether ``--data`` is a path: else ``conf/data/`` says what there is."""
+    if data is None or data in options("data"):
+        return False
+    return "/" in data or data.lower().endswith((".yaml", ".yml")) or Path(data).is_file()
 
 
 def read_description(data: str | os.PathLike[str] | Mapping[str, Any]) -> OwnData:

@@ -12,7 +12,6 @@ from lightning_glue.config.check import checked
 from lightning_glue.config.schema import Config
 from lightning_glue.utils.redact import hide_secrets
 
-
 _DESCRIPTION = ("task", "description")
 
 

@@ -31,6 +31,7 @@ class Expected:
         return core_schema.no_info_after_validator_function(check, handler(source))
 
 
+OWN = "_own"  # file of both groups for data of one's own
 Count = Annotated[int, Ge(1)]
 Share = Annotated[float, Ge(0), Le(1)]
 NotNegative = Annotated[float, Ge(0)]
@@ -167,6 +168,16 @@ def task_of(config: Config) -> Task:
     """The task that a configuration is of: one that is built in, or the one that its description says."""
     description = config.task.description
     return described_task(description) if description else get_task(config.task.name)
+
+
+def task_file(config: Config) -> str:
+    """The file of ``conf/task/`` that a configuration is composed from."""
+    return OWN if config.task.description else config.task.name
+
+
+def data_file(config: Config) -> str:
+    """The file of ``conf/data/`` that a configuration is composed from."""
+    return OWN if config.task.description else config.data.source
 
 
 @dataclass

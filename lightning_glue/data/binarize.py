@@ -203,7 +203,9 @@ def _what_is_read(task: Task) -> Task:
         return replace(split, path="")
 
     dev, test = (tuple(map(bare, splits)) for splits in (task.dev, task.test))
-    return replace(task, train=task.train and bare(task.train), dev=dev, test=test, metrics=(), class_weights=(), description="")
+    return replace(
+        task, train=task.train and bare(task.train), dev=dev, test=test, metrics=(), class_weights=(), description=""
+    )
 
 
 def _digest(task: Task, name: str, part: Rows) -> str:

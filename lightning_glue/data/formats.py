@@ -166,8 +166,8 @@ class _TextLines:
     """
 
     def __init__(self, path: Path, file: BinaryIO) -> None:
-        self.path, self.file, self.number, self.bad = path, file, 0, None
-        self.bad: BadRow | None
+        self.path, self.file, self.number = path, file, 0
+        self.bad: BadRow | None = None
 
     def __iter__(self) -> _TextLines:
         return self

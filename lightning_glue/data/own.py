@@ -1,7 +1,7 @@
 """Data of one's own: from what ``--data FILE.yaml`` says to a resolved description.
 
-A resolved description is plain values: what :func:`lightning_glue.tasks.described_task` makes a task of, with the labels
-in order, the range, weights and metrics in force, and path, format and digest of each file. It is part of the
+A resolved description is plain values: what :func:`lightning_glue.tasks.described_task` makes a task of, with labels in
+order, the range, weights and metrics in force, and path, format and digest of each file. It is part of the
 configuration, and so of the run, its checkpoints, its export and whatever is made of them.
 """
 
@@ -14,8 +14,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from lightning_glue.config import options
-from lightning_glue.config.description import OwnData, format_of, read_description
+from lightning_glue.config.description import OwnData, format_of, is_description, read_description
 from lightning_glue.data.formats import BadRow, Column, dialect_of, place, read_rows
 from lightning_glue.data.own_rows import Label, read_label, shown
 from lightning_glue.data.reader import NUMBER
@@ -36,14 +35,32 @@ def given_data(data: str | os.PathLike[str] | Mapping[str, Any] | None) -> str |
     Raises:
         UserError: a description or its training file cannot be used; see :func:`resolve`.
     """
-    if data is None or (isinstance(data, str) and (data in options("data") or _is_a_word(data))):
+    if data is None or (isinstance(data, str) and not is_description(data)):
         return data
     return resolve(read_description(data))
 
 
-def _is_a_word(data: str) -> bool:
-    """Whether ``--data`` is no path: then ``conf/`` says what there is."""
-    return "/" not in data and not data.lower().endswith((".yaml", ".yml")) and not Path(data).is_file()
+def data_of_call(data: str | os.PathLike[str] | Mapping[str, Any] | None, **said: Any) -> str | dict[str, Any] | None:
+    """:func:`given_data` of a call in Python, whose arguments may be keys of a description.
+
+    Raises:
+        UserError: it is described twice, or not whole; or as :func:`given_data`.
+    """
+    keys = {key: _plain(value) for key, value in said.items() if value is not None}
+    if keys and data is not None and not isinstance(data, Mapping):
+        raise ConfigError(f"data={data!r} and {next(iter(keys))}={said[next(iter(keys))]!r}; expected one or the other")
+    if isinstance(data, Mapping) or keys:
+        return given_data({**_plain(data or {}), **keys})
+    return given_data(None if data is None else os.fspath(data))
+
+
+def _plain(value: Any) -> Any:
+    """Paths as texts, whatever holds them."""
+    if isinstance(value, os.PathLike):
+        return os.fspath(value)
+    if isinstance(value, Mapping):
+        return {key: _plain(part) for key, part in value.items()}
+    return list(map(_plain, value)) if isinstance(value, list | tuple) else value
 
 
 def resolve(own: OwnData) -> dict[str, Any]:

@@ -91,7 +91,7 @@ def read_examples(task: Task, split: Split) -> Iterator[tuple[int, Example | Bad
     assert own
     columns: list[Column] = [*own.text]
     columns += [own.label] if split.labelled else [own.index] if own.index is not None else []
-    kind, said = _kind(task), dialect_of(own, split.format)
+    kind, said = _kind(task), dialect_of(split.format, own.separator, quoted=own.quoted, header=own.header)
     for number, fields in read_rows(Path(split.path), split.format, columns, said):
         yield number, fields if isinstance(fields, BadRow) else _example(task, split, kind, columns, fields)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -17,6 +18,9 @@ if TYPE_CHECKING:
     from lightning_glue.data.datamodule import GlueDataModule, TokenizedSplit
     from lightning_glue.model.pretrained import Pretrained
     from lightning_glue.training.module import GlueModule
+
+
+_TAG = 6000  # characters
 
 
 @dataclass
@@ -106,10 +110,17 @@ def check_data_fits(config: Config, data: GlueDataModule) -> None:
             sources.glue_directory(get_task("AX"), config.data.source, config.data.glue_dir)
 
 
+def _of_tag(labels: str) -> str:
+    """Labels as MLflow's tags hold them, 8000 characters at most."""
+    if len(labels) <= _TAG:
+        return labels
+    return f"{labels[:100]}... (sha256 {hashlib.sha256(labels.encode()).hexdigest()})"
+
+
 def lineage(task: Task, start: Pretrained) -> dict[str, str]:
     """What a model comes from, besides its data, configuration and commit, which are on its run anyway."""
     return {
-        "labels": json.dumps(task.labels),
+        "labels": _of_tag(json.dumps(task.labels)),
         "tokenizer_sha256": start.tokenizer.digest,
         "start_sha256": start.sha256 or "random weights",
     }

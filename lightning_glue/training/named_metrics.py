@@ -37,8 +37,8 @@ def make_metric(task: Task, name: str) -> Any:
     """torchmetrics' metric of that name for the task's outputs, new.
 
     Of classification the one for the kind of task is taken: ``Binary...`` of two classes, ``Multiclass...``,
-    ``Multilabel...``; a name that says one of these itself is taken at its word. ``_macro``, ``_micro`` or ``_weighted``
-    at the end is the average over classes.
+    ``Multilabel...``; a name that says one of these itself is taken at its word. ``_macro``, ``_micro`` or
+    ``_weighted`` at the end is the average over classes.
 
     Raises:
         ConfigError: there is none, or it is of another kind of task.

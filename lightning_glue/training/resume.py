@@ -334,8 +334,12 @@ def check_data(found: Resume, splits: dict[str, SplitInfo]) -> None:
         if found.path and then.get(name) != now.get(name):
             raise TrackingError(
                 f"run {found.run_id} cannot be resumed on other data: split {name} was {_short(then.get(name))}, "
-                f"is {_short(now.get(name))}; restore the files or start a new run"
+                f"is {_short(now.get(name))}{_file_of(splits.get(name))}; restore the files or start a new run"
             )
+
+
+def _file_of(info: SplitInfo | None) -> str:
+    return f" ({info.file})" if info else ""
 
 
 def _short(digest: str | None) -> str:
@@ -346,7 +350,11 @@ def check_config(found: Resume, config: Config) -> None:
     """Raise UserError where ``config`` would make another result than the run's own configuration."""
     now, own = configuration.recorded(config), found.record.get("config", {})
     for key in configuration.identity(config):
-        if key in own and now[key] != own[key]:
+        if key == "task.description" and key in own:
+            differs = configuration.without_place(now[key]) != configuration.without_place(own[key])
+        else:
+            differs = key in own and now[key] != own[key]
+        if differs:
             raise TrackingError(
                 f"run {found.run_id} was started with {key}={own[key]}, not {now[key]}; leave {key} out"
             )

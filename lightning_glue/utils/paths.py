@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 from pathlib import Path
 from urllib.parse import unquote, urlparse
-from urllib.request import url2pathname
 
 from lightning_glue.errors import ConfigError, UserError
 
@@ -44,6 +43,8 @@ def local_folder(artifact_uri: str) -> Path | None:
     went to the unquoted path, that is it.
     """
     if artifact_uri.startswith("file:"):
+        from urllib.request import url2pathname  # brings http.client along, which no argument error needs
+
         return Path(url2pathname(urlparse(artifact_uri).path))
     if not artifact_uri or re.match(r"[A-Za-z][\w+.-]+:", artifact_uri):
         return None
@@ -76,7 +77,7 @@ def plain_name(text: object, what: str) -> str:
     """
     if not isinstance(text, str) or not _NAME.fullmatch(text):
         raise ConfigError(
-            f"{what} {str(text)[:80]!r} cannot be a name; expected letters of ASCII, digits, '_', '-' and '.', a letter "
-            "or digit first, 64 at most"
+            f"{what} {str(text)[:80]!r} cannot be a name; expected letters of ASCII, digits, '_', '-' and '.', a "
+            "letter or digit first, 64 at most"
         )
     return text
