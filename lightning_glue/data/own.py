@@ -73,9 +73,11 @@ def resolve(own: OwnData) -> dict[str, Any]:
     files = _files(own)
     said: dict[str, Any] = {"name": own.name, "kind": own.kind or "classes", **_layout(own), "files": files}
     path, kind = Path(own.train), files["train"]["format"]
-    labels = list(_labels(own, path, kind))
+    faults: list[str] = []
+    labels = list(_labels(own, path, kind, faults))
     if not labels:
-        raise DataError(f"{path}: no row with a text and a label, expected at least one; see label and kind")
+        found = f"{faults[0]}, and so every row" if faults else f"{path}: no rows"
+        raise DataError(f"{found}; expected at least one with a text and a label")
     said |= {"labels": [], "class_weights": None, "range": None, "bounded": True}
     if own.kind == "regression":
         numbers = [float(str(label)) for label in labels]
@@ -140,18 +142,24 @@ def usual_metrics(kind: str, labels: int) -> list[str]:
     return ["accuracy", "f1"] if labels == 2 else ["accuracy"]
 
 
-def _labels(own: OwnData, path: Path, kind: str) -> Iterator[Label]:
-    """The labels of the rows that can be read; what is wrong with the others is said when they are read for good."""
+def _labels(own: OwnData, path: Path, kind: str, faults: list[str]) -> Iterator[Label]:
+    """The labels of the rows that can be read; what is wrong with the others is said when they are read for good.
+
+    Args:
+        faults: gets the first of them.
+    """
     quoted, header = own.quoting == "csv", isinstance(own.label, str)
     dialect = dialect_of(kind, own.separator, quoted=quoted, header=header)
     columns: list[Column] = [own.label, *own.texts]
     for number, fields in read_rows(path, kind, columns, dialect):
         if isinstance(fields, BadRow):
+            faults += [f"{place(path, kind, number)}: {fields.reason}"] if not faults else []
             continue
         if own.kind is None and isinstance(fields[0], float):
             raise ConfigError(_ask_for_kind(own, fields[0]))
         label = read_label(fields[0], own.kind or "classes", own.label_separator)
         if isinstance(label, BadRow):
+            faults += [f"{place(path, kind, number)}: {label.reason}"] if not faults else []
             continue
         for one in label if isinstance(label, tuple) else (label,):
             if own.kind != "regression" and own.labels is None and (fault := _name_fault(one)):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import math
 import warnings
 from functools import cache
@@ -10,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lightning_glue.errors import ConfigError, suggest
+from lightning_glue.errors import ConfigError
 from lightning_glue.tasks import Task
 
 _AVERAGES = ("macro", "micro", "weighted")
@@ -56,7 +57,7 @@ def make_metric(task: Task, name: str) -> Any:
         group, plain = _group(task, name, plain, average, known)
         options = _options(task, group)
     if group + plain not in known:
-        raise ConfigError(f"metrics: no metric {name!r} for {_kind(task)}{suggest(group + plain, _names(task))}")
+        raise ConfigError(f"metrics: no metric {name!r} for {_kind(task)}; {_near(task, plain)}")
     if average:
         options["average"] = average
     try:
@@ -90,9 +91,13 @@ def _kind(task: Task) -> str:
     return "any number of labels" if task.multilabel else f"{len(task.labels)} classes"
 
 
-def _names(task: Task) -> list[str]:
-    group = "" if task.is_regression else "multilabel" if task.multilabel else "multiclass"
-    return sorted(name for name in _classes(task.is_regression) if name.startswith(group))
+def _near(task: Task, plain: str) -> str:
+    """The names that are like one that is none."""
+    group = "" if task.is_regression else "Multilabel" if task.multilabel else "Multiclass"
+    full = [kind.__name__ for kind in _classes(task.is_regression).values() if kind.__name__.startswith(group)]
+    near = difflib.get_close_matches(f"{group}{plain}".casefold(), map(str.casefold, full), n=3, cutoff=0.5)
+    found = sorted(name for name in full if name.casefold() in near)
+    return f"did you mean {' or '.join(found)}?" if found else f"torchmetrics has {', '.join(sorted(full))}"
 
 
 def named_value(task: Task, name: str, outputs: Tensor, targets: Tensor) -> float:
