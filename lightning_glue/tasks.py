@@ -268,7 +268,7 @@ def _built_in() -> dict[str, Task]:
 
     found: dict[str, Task] = {}
     loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
-    for stem in (*TRAINABLE, "_AX"):
+    for stem in (*_trainable(), "_AX"):
         said = yaml.load((project.CONF / "task" / f"{stem}.yaml").read_text(encoding="utf-8"), loader)
         found[said["name"]] = described_task({"name": said["name"], **said["description"]})
     return found

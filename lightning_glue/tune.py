@@ -6,6 +6,7 @@ import os
 import sys
 
 from lightning_glue import config as configuration
+from lightning_glue.config.description import is_description
 from lightning_glue.execution.engines import add_engine_options
 from lightning_glue.tasks import TRAINABLE
 from lightning_glue.tuning.request import DEFAULT_STORAGE, Request
@@ -45,6 +46,8 @@ def parse_arguments() -> Request:
     from lightning_glue.data.own import given_data
 
     given = vars(parser.parse_intermixed_args())
+    if given["task"] is None and not is_description(given["data"]):
+        parser.error("the following arguments are required: --task")
     return Request(**{**given, "data": given_data(given["data"])})
 
 

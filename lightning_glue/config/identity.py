@@ -61,11 +61,13 @@ def identity(config: Config) -> dict[str, Any]:
         key: value for key, value in flatten(config).items() if key not in left_out and not key.startswith("tracking.")
     }
     name = ".".join(_DESCRIPTION)
-    return found | {name: without_place(found[name])} if name in found else found
+    return found | {f"{name}.{key}": value for key, value in without_place(found.pop(name, None)).items()}
 
 
-def without_place(description: Mapping[str, Any]) -> dict[str, Any]:
+def without_place(description: Mapping[str, Any] | None) -> dict[str, Any]:
     """A description without where its files lie and what is in them: that is compared as for every task, by split."""
+    if not description:
+        return {}
     return {**description, "files": {split: file["format"] for split, file in description["files"].items()}}
 
 

@@ -63,7 +63,8 @@ def continued(reference: str, own: dict[str, Any], present: Config, given: set[s
     identity = configuration.identity(configuration.unflatten(own))
     for key in given & asked.keys():
         if key == "task.description":
-            _check_description(reference, configuration.identity(present)[key], identity.get(key, {}))
+            asked_for, of_run = (configuration.without_place(said.get(key)) for said in (asked, own))
+            _check_description(reference, asked_for, of_run)
         elif key in identity and shown[key] != own[key]:
             raise ConfigError(
                 f"--resume {reference}: {key}={asked[key]} contradicts the run's {own[key]}; leave it out"

@@ -348,13 +348,15 @@ def _short(digest: str | None) -> str:
 
 def check_config(found: Resume, config: Config) -> None:
     """Raise UserError where ``config`` would make another result than the run's own configuration."""
-    now, own = configuration.recorded(config), found.record.get("config", {})
+    now, own = (_by_key(values) for values in (configuration.recorded(config), found.record.get("config", {})))
     for key in configuration.identity(config):
-        if key == "task.description" and key in own:
-            differs = configuration.without_place(now[key]) != configuration.without_place(own[key])
-        else:
-            differs = key in own and now[key] != own[key]
-        if differs:
+        if key in own and now[key] != own[key]:
             raise TrackingError(
                 f"run {found.run_id} was started with {key}={own[key]}, not {now[key]}; leave {key} out"
             )
+
+
+def _by_key(values: dict[str, Any]) -> dict[str, Any]:
+    """A configuration with what a description says under a key of its own, as its identity has it."""
+    said = configuration.without_place(values.get("task.description"))
+    return values | {f"task.description.{key}": value for key, value in said.items()}
