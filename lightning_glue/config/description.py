@@ -110,6 +110,8 @@ def _checked(found: dict[Any, Any], folder: Path, where: str, stem: str) -> OwnD
             raise ConfigError(f"{where}unknown key {str(key)[:80]!r}{suggest(str(key), names)}")
     if "name" not in found and isinstance(found.get("train"), str):
         found["name"] = stem or usual_name(found["train"])
+    if any(isinstance(one, bool) for key in ("labels", "class_weights") for one in _listed(found.get(key))):
+        raise ConfigError(f"{where}labels: YAML reads yes, no, true and false as truth values; put them into quotes")
     own = checked(OwnData, found, where)
     try:
         _check_together(own)
@@ -118,6 +120,10 @@ def _checked(found: dict[Any, Any], folder: Path, where: str, stem: str) -> OwnD
     except ConfigError as error:
         raise ConfigError(f"{where}{error}") from None
     return own
+
+
+def _listed(value: object) -> list[object]:
+    return list(value) if isinstance(value, list | dict) else []
 
 
 def usual_name(train: str) -> str:

@@ -94,10 +94,11 @@ def _kind(task: Task) -> str:
 def _near(task: Task, plain: str) -> str:
     """The names that are like one that is none."""
     group = "" if task.is_regression else "Multilabel" if task.multilabel else "Multiclass"
-    full = [kind.__name__ for kind in _classes(task.is_regression).values() if kind.__name__.startswith(group)]
-    near = difflib.get_close_matches(f"{group}{plain}".casefold(), map(str.casefold, full), n=3, cutoff=0.5)
-    found = sorted(name for name in full if name.casefold() in near)
-    return f"did you mean {' or '.join(found)}?" if found else f"torchmetrics has {', '.join(sorted(full))}"
+    names = [kind.__name__.removeprefix(group) for kind in _classes(task.is_regression).values()
+             if kind.__name__.startswith(group)]  # fmt: skip
+    near = difflib.get_close_matches(plain, map(str.casefold, names), n=3, cutoff=0.6)
+    found = sorted(group + name for name in names if name.casefold() in near)
+    return f"did you mean {' or '.join(found)}?" if found else f"torchmetrics has {', '.join(sorted(names))}"
 
 
 def named_value(task: Task, name: str, outputs: Tensor, targets: Tensor) -> float:
