@@ -100,7 +100,7 @@ def test_metrics_that_can_be_used(good: Task) -> None:
 @pytest.mark.parametrize(
     ("wrong", "message"),
     [
-        (task(3, "acuracy"), "no metric 'acuracy' for 3 classes; did you mean MulticlassAccuracy"),
+        (task(3, "acuracy"), "no metric 'acuracy' for 3 classes; did you mean MulticlassAUROC or MulticlassAccuracy?"),
         (task(3, "f1"), "f1 is of two classes, own has 3; say f1_macro"),
         (task(3, "BinaryF1Score"), "'BinaryF1Score' is not for 3 classes; expected one of multiclass"),
         (task(3, "calibration_error"), "calibration_error is not better the higher it is; the first metric selects"),

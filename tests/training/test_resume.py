@@ -330,7 +330,9 @@ def test_resuming_on_other_data_names_the_difference(
     assert found.position == (0, 6)
     record = {**found.record, "data": {**found.record["data"], "dev": "0" * 64}}
     other = type(found)(found.run_id, found.path, record, found.position)
-    with pytest.raises(UserError, match=r"other data: split dev was sha256 000000000000, is sha256 [0-9a-f]{12};"):
+    with pytest.raises(
+        UserError, match=r"other data: split dev was sha256 000000000000, is sha256 [0-9a-f]{12} \(.*dev\.tsv\);"
+    ):
         training.train(small(), training.ResumingCaller(other))
     assert the_run(tmp_path / "run")[1].info.status == "FAILED"
 
