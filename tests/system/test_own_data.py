@@ -190,11 +190,11 @@ def test_a_training_is_resumed_exactly_and_never_on_a_changed_file(
         patch.setattr(GlueModule, "training_step", crash_once)
         with pytest.raises(RuntimeError, match="interrupted"):
             training.train(config(), training.ResumingCaller(None))
-    before = (tmp_path / "train.csv").read_text()
-    (tmp_path / "train.csv").write_text(before.replace("film 7", "film 77"))
+    before = (tmp_path / "train.csv").read_bytes()
+    (tmp_path / "train.csv").write_bytes(before.replace(b"film 7", b"film 77"))
     with pytest.raises(UserError, match=r"other data: split dev was sha256 .*train\.csv\); restore the files"):
         training.train(config(), training.ResumingCaller("auto"))
-    (tmp_path / "train.csv").write_text(before)
+    (tmp_path / "train.csv").write_bytes(before)
     training.train(config(), training.ResumingCaller("auto"))
     assert run_of(tmp_path).info.status == "FINISHED"
     first, second = (torch.load(artifacts(folder) / "checkpoints/last.ckpt") for folder in (films, tmp_path))
@@ -243,8 +243,8 @@ def test_a_regression_of_any_range(here: Path) -> None:
     test = here / "new.jsonl"
     test.write_text('{"body": "a red day 1"}\n')
     found = lg.fit(
-        train=train, test=test, text="body", label="score", kind="regression", model="tiny", gpus=0, max_steps=30, lr=5e-3,
-        data={"metrics": ["pearson", "mean_absolute_error"]}, overrides={"trainer.predict": True},
+        train=train, test=test, text="body", label="score", kind="regression", model="tiny", gpus=0, max_steps=30,
+        lr=5e-3, data={"metrics": ["pearson", "mean_absolute_error"]}, overrides={"trainer.predict": True},
     )  # fmt: skip
     assert found.metrics["dev/pearson"] > 0.9
     (score,) = lg.load(found).predict(["a red day 1"]).scores
