@@ -11,12 +11,15 @@ import signal
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from lightning_glue.config.arguments import Overrides, make_overrides, to_overrides
+from lightning_glue.data.own import data_of_call
 from lightning_glue.errors import CheckpointError, ConfigError, Interrupted, UserError
 from lightning_glue.utils.console import no_bars
 from lightning_glue.utils.quick_imports import quick_imports
+
+Data: TypeAlias = str | os.PathLike[str] | Mapping[str, Any] | None
 
 if TYPE_CHECKING:
     from lightning_glue.config import Config
@@ -93,8 +96,15 @@ class Study:
 def fit(
     task: str | None = None,
     model: str | os.PathLike[str] | None = None,
-    data: str | None = None,
+    data: Data = None,
     *,
+    train: str | os.PathLike[str] | None = None,
+    dev: str | os.PathLike[str] | Mapping[str, str] | None = None,
+    test: str | os.PathLike[str] | Mapping[str, str] | None = None,
+    text: str | int | Sequence[str | int] | None = None,
+    label: str | int | None = None,
+    kind: str | None = None,
+    name: str | None = None,
     experiment: str | None = None,
     resume: str | None = None,
     init_from: str | Run | None = None,
@@ -104,7 +114,7 @@ def fit(
     verbose: bool = False,
     **keys: Any,
 ) -> Run:
-    """Fine-tune a model on a GLUE task, in a tracked MLflow run; blocks until that is finished.
+    """Fine-tune a model on a GLUE task or on data of your own, in a tracked MLflow run; blocks until it is finished.
 
     It does what ``python -m lightning_glue.train`` does, in this process. Several GPUs or processes are workers
     started for it, whatever this process is (a script, a notebook); under torchrun or srun it is their processes.
@@ -113,11 +123,18 @@ def fit(
     first of torchrun's or srun's gets has metrics alone.
 
     Args:
-        task: CoLA, SST-2, MRPC, STS-B, QQP, MNLI, QNLI, RTE or WNLI; may be left out with an ``experiment``, or where
-            ``resume`` names a run.
+        task: CoLA, SST-2, MRPC, STS-B, QQP, MNLI, QNLI, RTE or WNLI; may be left out with an ``experiment``, where
+            ``resume`` names a run, and for data of your own.
         model: ``minilm``, ``roberta.base``, ... or the path of a fairseq ``*.pt``. Default: where it runs on a GPU
             ``roberta.base``, else ``minilm``.
-        data: ``glue`` (``$GLUE_DIR``, else the cache, else a download) or ``sample`` (generated).
+        data: ``glue`` (``$GLUE_DIR``, else the cache, else a download) or ``sample`` (generated); of your own the path
+            of a description, or a dictionary with its keys (``docs/data.md``), such as ``labels`` or ``class_weights``.
+        train: file of your own to train on: TSV, CSV, JSON lines or Parquet, by its suffix.
+        dev, test: files to select the best checkpoint by and to predict; several by name. Default: a tenth of it; none.
+        text: its column, or two of them for a pair; numbers count from 0 in files without a header.
+        label: column of the labels.
+        kind: ``classes`` (default), ``regression`` or ``multi-label``.
+        name: of data of your own. Default: the file's.
         experiment: a recipe below ``experiments/``.
         resume: id or ``last.ckpt`` of an interrupted run that goes on; ``auto``: the newest of this configuration.
         init_from: run or checkpoint whose encoder is the start.
@@ -143,19 +160,28 @@ def fit(
     >>> run = lg.fit("RTE", model="tiny", data="sample", max_steps=2, overrides=["optimizer.warmup_ratio=0.1"])
     >>> sorted(run.metrics), run.folder.endswith("fairseq")
     (['dev/accuracy', 'dev/loss'], True)
+    >>> with open("films.csv", "w") as file:
+    ...     _ = file.write("review,stars\\n" + "A fine film.,5\\nA dull film.,1\\n" * 20)
+    >>> run = lg.fit(train="films.csv", text="review", label="stars", model="tiny", max_steps=2)
+    >>> sorted(run.metrics)
+    ['dev/accuracy', 'dev/f1', 'dev/loss']
     """
+    data = data_of_call(data, train=train, dev=dev, test=test, text=text, label=label, kind=kind, name=name)
     start = init_from.id if isinstance(init_from, Run) else init_from
     flags = {"trainer.gpus": None if gpus is None else str(gpus), "trainer.procs": procs, "init_from": start}
     given = make_overrides({key: value for key, value in flags.items() if value is not None}, overrides, keys)
-    if task is None and experiment is None and resume in (None, "auto"):
-        raise ConfigError('no task; expected fit("RTE", ...), or an experiment, or the id of a run to resume')
+    if task is None and experiment is None and resume in (None, "auto") and not isinstance(data, Mapping):
+        raise ConfigError(
+            'no task; expected fit("RTE", ...), fit(train="train.csv", text=..., label=...), or an experiment, or the '
+            "id of a run to resume"
+        )
     asked = {"task": task, "model": None if model is None else os.fspath(model), "data": data, "experiment": experiment}
     config = _compose(asked, given, resume)
     with _in_library(verbose):
         return _train(config, resume, verbose)
 
 
-def _compose(asked: dict[str, str | None], given: dict[str, Any], resume: str | None) -> Config:
+def _compose(asked: dict[str, Any], given: dict[str, Any], resume: str | None) -> Config:
     """The configuration that is asked for, or that of the run to resume."""
     from lightning_glue import config as configuration
     from lightning_glue.training.default_model import with_default_model
@@ -268,11 +294,17 @@ def load(run: Run | str | os.PathLike[str], *, uri: str | None = None, device: s
 
 
 def search(
-    task: str,
+    task: str | None = None,
     trials: int | None = None,
     *,
     model: str | os.PathLike[str] | None = None,
-    data: str | None = None,
+    data: Data = None,
+    train: str | os.PathLike[str] | None = None,
+    dev: str | os.PathLike[str] | Mapping[str, str] | None = None,
+    text: str | int | Sequence[str | int] | None = None,
+    label: str | int | None = None,
+    kind: str | None = None,
+    name: str | None = None,
     experiment: str | None = None,
     study: str | None = None,
     storage: str | None = None,
@@ -292,8 +324,8 @@ def search(
     again goes on with the study. Ctrl-C gives unfinished trials back.
 
     Args:
-        task, model, data, experiment: as of :func:`fit`.
-        trials: of the whole study. Default: ``conf/tune/<task>.yaml``.
+        task, model, data, train, dev, text, label, kind, name, experiment: as of :func:`fit`.
+        trials: of the whole study. Default: ``conf/tune/<task>.yaml``, for data of your own ``conf/tune/default.yaml``.
         study: its name. Default: made of task, model, data and space.
         storage: an address of Optuna's, or the path of a journal file. Default: OPTUNA_STORAGE, else ``optuna.db``.
         workers: trials at a time on this machine.
@@ -315,6 +347,7 @@ def search(
     >>> sorted(study.best_params)[:2]
     ['data.batch_size', 'model.dropout']
     """
+    data = data_of_call(data, train=train, dev=dev, text=text, label=label, kind=kind, name=name)
     given = make_overrides({}, overrides, keys, tune=True)
     with _in_library(verbose):
         from lightning_glue.tuning.request import DEFAULT_STORAGE, Request

@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 from lightning_glue.config import compose, quote
+from lightning_glue.config.description import is_description
 from lightning_glue.errors import UserError
 from lightning_glue.tasks import Task
 from lightning_glue.utils.console import Parser, run_main
@@ -22,7 +23,8 @@ def parse_arguments() -> argparse.Namespace:
     )
     parser.add_argument("checkpoint", metavar="RUN_ID|PATH", help="MLflow run id, or a fairseq directory of a run")
     parser.add_argument("--task", metavar="TASK", help="AX for a model of MNLI (default: the model's own task)")
-    parser.add_argument("--data", metavar="DATA", help="glue or sample (default: what the run was trained on)")
+    parser.add_argument("--data", metavar="DATA", help="glue or sample, or the description of "
+                        "files of your own to take instead (default: what the run was trained on)")  # fmt: skip
     parser.add_argument("--gpus", metavar="N", help="GPUs on this machine; 0: CPU (default: one if there is one)")
     parser.add_argument("--procs", metavar="N", help="DDP processes on the CPU")
     parser.add_argument("--predict", metavar="DIR", type=Path, help="write predictions for the unlabelled splits here")
@@ -36,8 +38,9 @@ def show(name: str, task: Task, values: dict[str, float]) -> None:
     terminal = sys.stdout.isatty()
     if terminal:
         print(f"{name} on {task.name}: {', '.join(split.file_name for split in task.dev)}")
+    width = max([23, *map(len, values)]) + 1
     for metric, value in sorted(values.items()):
-        print(f"{metric:<24}{value:.4f}" if terminal else f"{metric:<24}{value!r}")
+        print(f"{metric:<{width}}{value:.4f}" if terminal else f"{metric:<{width}}{value!r}")
 
 
 def main() -> None:
@@ -45,7 +48,8 @@ def main() -> None:
     args = parse_arguments()
     flags = {"trainer.gpus": args.gpus, "trainer.procs": args.procs}
     given = [f"{key}={quote(value)}" for key, value in flags.items() if value is not None]
-    config = compose(given + args.overrides, data=args.data)
+    source = None if is_description(args.data) else args.data
+    config = compose(given + args.overrides, data=source)
     with quick_imports():
         from lightning_glue.training import evaluation
         from lightning_glue.training.messages import quiet
@@ -54,8 +58,8 @@ def main() -> None:
     leader = not is_distributed_child()
     if args.predict:
         make_folder(args.predict, "--predict")
-    given_keys = evaluation.given_keys(args.overrides, args.data)
-    loaded = evaluation.load(args.checkpoint, config, given_keys, args.task, predicts=bool(args.predict))
+    given_keys = evaluation.given_keys(args.overrides, source)
+    loaded = evaluation.load(args.checkpoint, config, given_keys, args.task, args.data, predicts=bool(args.predict))
     task = loaded.data.task
     if loaded.note and leader:
         print(f"note: {loaded.note}", file=sys.stderr)

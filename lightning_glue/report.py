@@ -7,8 +7,8 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from lightning_glue.errors import UserError
-from lightning_glue.tasks import get_task
+from lightning_glue.errors import UserError, suggest
+from lightning_glue.tasks import TASKS
 from lightning_glue.utils.console import Parser, run_main
 from lightning_glue.utils.files import make_folder
 from lightning_glue.utils.quick_imports import quick_imports
@@ -25,7 +25,9 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--benchmark", metavar="NAME|DIR", help="the runs of one benchmark: its report, which is also "
                         "written into its folder")  # fmt: skip
     parser.add_argument("--experiment", metavar="NAME", help="MLflow experiment (default: all)")
-    parser.add_argument("--task", metavar="TASK", help="one GLUE task (default: all)")
+    parser.add_argument(
+        "--task", metavar="TASK", help="one task, of GLUE or the name of data of your own (default: all)"
+    )
     parser.add_argument("--trials", action="store_true", help="include the trials of searches")
     parser.add_argument(
         "--uri", metavar="URI", help="tracking store (default: MLFLOW_TRACKING_URI, else mlflow.db here)"
@@ -42,12 +44,15 @@ def of_runs(args: argparse.Namespace) -> Report:
     from lightning_glue.tracking.client import open_store
     from lightning_glue.tracking.comparison import compare
     from lightning_glue.tracking.report_text import Report
-    from lightning_glue.tracking.stored_runs import fetch, foreign_note
+    from lightning_glue.tracking.stored_runs import fetch, foreign_note, is_training
 
     client, uri = open_store(args.uri)
     runs = fetch(client, uri, args.experiment)
     sections = compare(runs, uri, task=args.task, trials=args.trials)
     if not sections:
+        known = {*TASKS, *(run.data.params["task.name"] for run in runs if is_training(run))}
+        if args.task and args.task not in known:
+            raise UserError(f"unknown task {args.task!r}{suggest(args.task, known)}")
         wanted = f" of {args.task}" if args.task else ""
         raise UserError(f"no runs{wanted} at {hide_secrets(uri)}; train first, or give --uri or MLFLOW_TRACKING_URI")
     return Report("Runs", sections, [*filter(None, [foreign_note(runs)])])
@@ -66,8 +71,6 @@ def of_benchmark(name: str, uri: str | None) -> tuple[Report, Path]:
 
 def main() -> None:
     args = parse_arguments()
-    if args.task:
-        get_task(args.task)
     if args.out:
         make_folder(args.out, "--out")
     report, folder = of_benchmark(args.benchmark, args.uri) if args.benchmark else (of_runs(args), None)

@@ -28,14 +28,14 @@ if TYPE_CHECKING:
 def parse_arguments() -> argparse.Namespace:
     parser = Parser(
         prog="python -m lightning_glue.train",
-        description="Fine-tune fairseq's RoBERTa on a GLUE task and track the run in MLflow.",
+        description="Fine-tune fairseq's RoBERTa on a GLUE task, or on data of your own, and track the run in MLflow.",
         epilog="Without --task and --experiment: the demo, generated SST-2 sentences and a small encoder.",
     )
     parser.add_argument("--task", metavar="TASK", help=f"one of {', '.join(TRAINABLE)}")
     parser.add_argument("--model", metavar="MODEL", help=f"one of {', '.join(configuration.options('model'))}, or the "
                         "path of a fairseq *.pt (default: roberta.base if on a GPU, else minilm)")  # fmt: skip
     parser.add_argument("--data", metavar="DATA", help="glue: $GLUE_DIR, else cache, else download (default); "
-                        "sample: generated sentences")  # fmt: skip
+                        "sample: generated sentences; FILE.yaml: your own, which it describes")  # fmt: skip
     parser.add_argument("--experiment", metavar="NAME", help="a recipe below experiments/, such as paper/roberta_base")
     parser.add_argument("--gpus", metavar="N", help="GPUs on this machine; 0: CPU (default: one if there is one)")
     parser.add_argument("--procs", metavar="N", help="DDP processes on the CPU")
@@ -54,9 +54,12 @@ def overrides(args: argparse.Namespace) -> list[str]:
 
 def compose(args: argparse.Namespace) -> Config:
     """The run's configuration from the command line."""
-    named = args.task or any(override.startswith("task=") for override in args.overrides)
+    from lightning_glue.data.own import given_data
+
+    data = given_data(args.data)
+    named = args.task or isinstance(data, dict) or any(override.startswith("task=") for override in args.overrides)
     experiment = args.experiment or (None if named else "demo")
-    of = partial(configuration.compose, overrides(args), task=args.task, data=args.data, experiment=experiment)
+    of = partial(configuration.compose, overrides(args), task=args.task, data=data, experiment=experiment)
     return with_default_model(
         lambda model: of(model=model), args.model, experiment, args.overrides, lambda config: config.trainer.gpus
     )

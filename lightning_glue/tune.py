@@ -6,6 +6,7 @@ import os
 import sys
 
 from lightning_glue import config as configuration
+from lightning_glue.config.description import is_description
 from lightning_glue.execution.engines import add_engine_options
 from lightning_glue.tasks import TRAINABLE
 from lightning_glue.tuning.request import DEFAULT_STORAGE, Request
@@ -19,10 +20,10 @@ def parse_arguments() -> Request:
         description="Search a GLUE task's hyperparameters with Optuna; every trial is a tracked training.",
         epilog="Run again, or on more machines, with the same --study and --storage: the study goes on, is shared.",
     )
-    parser.add_argument("--task", metavar="TASK", required=True, help=f"one of {', '.join(TRAINABLE)}")
+    parser.add_argument("--task", metavar="TASK", help=f"one of {', '.join(TRAINABLE)}; without: see --data")
     parser.add_argument("--model", metavar="MODEL", help=f"one of {', '.join(configuration.options('model'))}, or the "
                         "path of a fairseq *.pt (default: roberta.base if on a GPU, else minilm)")  # fmt: skip
-    parser.add_argument("--data", metavar="DATA", help="glue (default) or sample")
+    parser.add_argument("--data", metavar="DATA", help="glue (default), sample, or FILE.yaml, which describes your own")
     parser.add_argument("--experiment", metavar="NAME", help="a recipe below experiments/ to start from")
     parser.add_argument("--trials", type=int, metavar="N", help="of the whole study (default: conf/tune/<task>.yaml)")
     parser.add_argument("--study", metavar="NAME", help="default: made of task, model, data and space")
@@ -42,7 +43,12 @@ def parse_arguments() -> Request:
     add_engine_options(parser, "trials")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="any key of conf/, tune.seeds=5 for example; "
                         "a key of the search space is then fixed")  # fmt: skip
-    return Request(**vars(parser.parse_intermixed_args()))
+    from lightning_glue.data.own import given_data
+
+    given = vars(parser.parse_intermixed_args())
+    if given["task"] is None and not is_description(given["data"]):
+        parser.error("the following arguments are required: --task")
+    return Request(**{**given, "data": given_data(given["data"])})
 
 
 def main() -> None:

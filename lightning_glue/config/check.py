@@ -8,10 +8,10 @@ from collections.abc import Callable, Mapping
 from functools import cache
 from typing import Any, TypeVar
 
-from lightning_glue.config.schema import Config, TuneConfig
+from lightning_glue.config.schema import Part
 from lightning_glue.errors import ConfigError, suggest
 
-_Schema = TypeVar("_Schema", Config, TuneConfig)
+_Schema = TypeVar("_Schema", bound=Part)
 _KINDS = {"int": "a whole number", "float": "a number", "bool": "true or false", "string": "a text", "list": "a list"}
 
 
@@ -60,6 +60,9 @@ def _in_words(fault: dict[str, Any], values: Any, prefix: str) -> str:
         return f"{key}={value}; expected a finite number"
     if kind == "greater_than_equal":
         return f"{key}={value} is too small; expected at least {context['ge']:g}"
+    if kind in ("greater_than", "less_than"):
+        words = f"more than {context['gt']:g}" if "gt" in context else f"less than {context['lt']:g}"
+        return f"{key}={value}; expected {words}"
     if kind == "less_than_equal":
         return f"{key}={value} is too large; expected at most {context['le']:.10g}"
     if kind == "expected":

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 from lightning_glue.config import paths
 from lightning_glue.config.check import checked
-from lightning_glue.config.schema import Config, TuneConfig, keys
+from lightning_glue.config.schema import OWN, Config, TuneConfig, keys, task_of
 from lightning_glue.errors import ConfigError, suggest
+from lightning_glue.tasks import TASKS
+
+Data: TypeAlias = str | Mapping[str, Any] | None
 
 
 def options(group: str) -> list[str]:
@@ -30,7 +34,7 @@ def _experiment_override(name: str) -> str:
     return f"+{package}={leaf}"
 
 
-def _check_task(experiment: str | None, task: str | None, overrides: list[str]) -> None:
+def _check_task(experiment: str | None, task: object, overrides: list[str]) -> None:
     """Raise ConfigError where a recipe for any task comes without one."""
     if experiment not in experiments() or task or any(one.startswith("task=") for one in overrides):
         return
@@ -69,19 +73,21 @@ def compose(
     *,
     task: str | None = None,
     model: str | None = None,
-    data: str | None = None,
+    data: Data = None,
     experiment: str | None = None,
 ) -> Config:
     """Compose the configuration; arguments left out keep the experiment's choice, else the default's.
 
     Args:
+        data: name of a file of ``conf/data/``, or the resolved description of data of one's own.
         overrides: ``key=value`` in Hydra's syntax; they win over everything else.
 
     Raises:
         UserError: an unknown task, model, experiment or key, or a value of the wrong type or range.
     """
-    _check_task(experiment, task, overrides or [])
-    config = checked(Config, _plain(_compose(_chosen(task, model, data, experiment) + (overrides or []), keys())))
+    _check_task(experiment, task or isinstance(data, Mapping), overrides or [])
+    composed = _compose(_chosen(task, model, data, experiment) + (overrides or []), keys())
+    config = _with_description(_plain(composed), data)
     config.recipe = experiment or ""
     return config
 
@@ -89,31 +95,51 @@ def compose(
 def compose_tune(
     overrides: list[str],
     *,
-    task: str,
+    task: str | None,
     model: str | None = None,
-    data: str | None = None,
+    data: Data = None,
     experiment: str | None = None,
 ) -> tuple[Config, TuneConfig]:
-    """Compose the configuration that trials start from, and that of the search (``conf/tune/<task>.yaml``).
+    """Compose the configuration that trials start from, and that of the search (``conf/tune/<task>.yaml``, else
+    ``conf/tune/default.yaml``).
 
     Raises:
         UserError: as :func:`compose`; also for a search space that does not exist.
     """
     chosen = _chosen(task, model, data, experiment)
     tune_keys = [f"tune.{part.name}" for part in dataclasses.fields(TuneConfig)]
-    composed = _compose([*chosen, f"+tune={task}", *overrides], [*keys(), *tune_keys])
+    tune_file = task if task in options("tune") else "default"
+    composed = _compose([*chosen, f"+tune={tune_file}", *overrides], [*keys(), *tune_keys])
     values = _plain(composed)
     tune = checked(TuneConfig, values.pop("tune"), "tune.")
     if tune.space not in tune.spaces:
         raise ConfigError(f"unknown tune.space={tune.space}{suggest(tune.space, tune.spaces)}")
-    return checked(Config, values), tune
+    return _with_description(values, data), tune
 
 
-def _chosen(task: str | None, model: str | None, data: str | None, experiment: str | None) -> list[str]:
+def _chosen(task: str | None, model: str | None, data: Data, experiment: str | None) -> list[str]:
     chosen = [_experiment_override(experiment)] if experiment else []
+    if isinstance(data, Mapping):
+        if task:
+            raise ConfigError(f"--task {task}, but --data describes {data['name']}; leave --task out")
+        chosen += [f"task={OWN}", f"data={OWN}"]
     chosen += [_choose("task", task)] if task else []
     chosen += _choose_model(model) if model else []
-    return chosen + ([_choose("data", data)] if data else [])
+    return chosen + ([_choose("data", data)] if isinstance(data, str) else [])
+
+
+def _with_description(values: dict[str, Any], data: Data) -> Config:
+    """The typed configuration, with the description of data of one's own; a built-in task's stays in ``conf/``."""
+    task, own = values["task"], values["data"]["source"] == "own"
+    if isinstance(data, Mapping):
+        task |= {"name": data["name"], "description": dict(data)}
+    elif not own:
+        task.pop("description", None)
+    elif not task.get("description") or task["name"] in TASKS:
+        raise ConfigError("data.source=own has no description; give --data FILE.yaml, see docs/data.md")
+    config = checked(Config, values)
+    task_of(config)
+    return config
 
 
 def _compose(overrides: list[str], known: list[str]) -> Any:
@@ -165,7 +191,7 @@ def _check_keys(overrides: list[str], known: list[str]) -> None:
         if not equals:
             raise ConfigError(f"{override!r} is no override; expected key=value, for example optimizer.lr=3e-5")
         name = key.lstrip("+~")
-        if name in groups and value not in options(name):
+        if name in groups and value not in (*options(name), OWN):
             raise ConfigError(f"unknown {name} {value!r}{suggest(value, options(name))}")
         if name in known or name.startswith(("experiments", "model.architecture.")):
             continue

@@ -12,16 +12,20 @@ from lightning_glue.config.check import checked
 from lightning_glue.config.schema import Config
 from lightning_glue.utils.redact import hide_secrets
 
+_DESCRIPTION = ("task", "description")
+
 
 def flatten(config: Config) -> dict[str, Any]:
     """The whole configuration as dotted keys, with the learning rate in force."""
     flat: dict[str, Any] = {}
     for name, value in dataclasses.asdict(config).items():
         if isinstance(value, dict):
-            flat.update({f"{name}.{key}": part for key, part in value.items()})
+            flat.update({f"{name}.{key}": part for key, part in value.items() if (name, key) != _DESCRIPTION})
         else:
             flat[name] = value
     flat["optimizer.lr"] = config.lr
+    if config.task.description:  # a built-in task has none, and the keys that its runs always had
+        flat[".".join(_DESCRIPTION)] = config.task.description
     return flat
 
 
@@ -53,9 +57,18 @@ def identity(config: Config) -> dict[str, Any]:
     :mod:`lightning_glue.training.auto_batch`.
     """
     left_out = _PLACE | (_CHOSEN if config.trainer.auto_batch else set())
-    return {
+    found = {
         key: value for key, value in flatten(config).items() if key not in left_out and not key.startswith("tracking.")
     }
+    name = ".".join(_DESCRIPTION)
+    return found | {f"{name}.{key}": value for key, value in without_place(found.pop(name, None)).items()}
+
+
+def without_place(description: Mapping[str, Any] | None) -> dict[str, Any]:
+    """A description without where its files lie and what is in them: that is compared as for every task, by split."""
+    if not description:
+        return {}
+    return {**description, "files": {split: file["format"] for split, file in description["files"].items()}}
 
 
 def digest(config: Config) -> str:

@@ -1,16 +1,12 @@
-"""Where the configuration files lie: beside the package in a checkout, inside it once it is installed from a wheel."""
+"""Where the configuration files lie: those of the program, and recipes of the current folder."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
-_PACKAGE = Path(__file__).resolve().parent.parent
-_INSTALLED = (_PACKAGE / "conf").is_dir()
+from lightning_glue.utils.project import BUILT_IN, CHECKOUT, CONF, ROOT
 
-ROOT = _PACKAGE.parent  # the folder to import the package from
-CHECKOUT = None if _INSTALLED else ROOT  # the project's own folder, with its history
-BUILT_IN = _PACKAGE if _INSTALLED else ROOT  # the folder that has conf/ and the recipes that come with the program
-CONF = BUILT_IN / "conf"
+__all__ = ["BUILT_IN", "CHECKOUT", "CONF", "ROOT", "recipe_roots"]
 
 
 def recipe_roots() -> list[Path]:

@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal
 
 from annotated_types import Ge, Le
 
-from lightning_glue.tasks import get_task
+from lightning_glue.tasks import Task, described_task, get_task
 
 
 @dataclass(frozen=True)
@@ -31,6 +31,7 @@ class Expected:
         return core_schema.no_info_after_validator_function(check, handler(source))
 
 
+OWN = "_own"  # file of both groups for data of one's own
 Count = Annotated[int, Ge(1)]
 Share = Annotated[float, Ge(0), Le(1)]
 NotNegative = Annotated[float, Ge(0)]
@@ -48,22 +49,23 @@ def _is_interval(batches: float) -> bool:
     return 0 < batches <= 1 or (batches > 1 and batches == int(batches))
 
 
-class _Part:
+class Part:
     """What pydantic is to do with each group of keys."""
 
     __pydantic_config__ = {"extra": "forbid", "allow_inf_nan": False, "coerce_numbers_to_str": True}
 
 
 @dataclass
-class TaskConfig(_Part):
+class TaskConfig(Part):
     name: str
     lr: float
     batch_size: int
     max_epochs: int
+    description: dict[str, Any] | None = None  # of data of one's own, resolved; no key of a command line
 
 
 @dataclass
-class ModelConfig(_Part):
+class ModelConfig(Part):
     name: str
     source: str
     tokenizer: Literal["gpt2", "wordpiece"]
@@ -75,8 +77,8 @@ class ModelConfig(_Part):
 
 
 @dataclass
-class DataConfig(_Part):
-    source: Literal["glue", "sample"]
+class DataConfig(Part):
+    source: Literal["glue", "sample", "own"]
     glue_dir: str | None
     bpe_dir: str | None
     on_bad_row: Literal["stop", "skip"]
@@ -87,7 +89,7 @@ class DataConfig(_Part):
 
 
 @dataclass
-class OptimizerConfig(_Part):
+class OptimizerConfig(Part):
     lr: NotNegative | None
     betas: Annotated[list[float], Expected("two numbers from 0 to below 1", _are_betas)]
     eps: NotNegative
@@ -98,7 +100,7 @@ class OptimizerConfig(_Part):
 
 
 @dataclass
-class TrainerConfig(_Part):
+class TrainerConfig(Part):
     gpus: Annotated[str, Expected("auto or a number of GPUs, 0 for the CPU", _is_gpus)]
     procs: Count
     max_epochs: Count
@@ -120,7 +122,7 @@ class TrainerConfig(_Part):
 
 
 @dataclass
-class TrackingConfig(_Part):
+class TrackingConfig(Part):
     uri: str | None
     experiment: str | None
     run_name: str | None
@@ -132,7 +134,7 @@ class TrackingConfig(_Part):
 
 
 @dataclass
-class Config(_Part):
+class Config(Part):
     task: TaskConfig
     model: ModelConfig
     data: DataConfig
@@ -151,7 +153,7 @@ class Config(_Part):
     @property
     def experiment(self) -> str:
         """MLflow's experiment: the one given, else the task's; generated data have one of their own."""
-        return self.tracking.experiment or get_task(self.task.name).place(self.data.source)
+        return self.tracking.experiment or task_of(self).place(self.data.source)
 
     @property
     def run_name(self) -> str:
@@ -162,8 +164,24 @@ class Config(_Part):
         return self.tracking.run_name or (f"{self.recipe}: {default}" if self.recipe else default)
 
 
+def task_of(config: Config) -> Task:
+    """The task that a configuration is of: one that is built in, or the one that its description says."""
+    description = config.task.description
+    return described_task(description) if description else get_task(config.task.name)
+
+
+def task_file(config: Config) -> str:
+    """The file of ``conf/task/`` that a configuration is composed from."""
+    return OWN if config.task.description else config.task.name
+
+
+def data_file(config: Config) -> str:
+    """The file of ``conf/data/`` that a configuration is composed from."""
+    return OWN if config.task.description else config.data.source
+
+
 @dataclass
-class TuneConfig(_Part):
+class TuneConfig(Part):
     trials: Count
     space: str
     sampler: Literal["tpe", "gp", "grid", "random"]
@@ -187,7 +205,7 @@ def keys() -> list[str]:
     names: list[str] = []
     for name, kind in typing.get_type_hints(Config).items():
         if dataclasses.is_dataclass(kind):
-            names += [f"{name}.{part.name}" for part in dataclasses.fields(kind)]
+            names += [f"{name}.{part.name}" for part in dataclasses.fields(kind) if part.name != "description"]
         else:
             names.append(name)
     return names

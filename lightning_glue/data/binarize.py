@@ -11,7 +11,7 @@ import json
 import logging
 import os
 from collections.abc import Callable, Iterable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +19,7 @@ import numpy as np
 from lightning_glue.config import DataConfig
 from lightning_glue.data import mmap_format, reader, sources, tokenizer
 from lightning_glue.data.labels import label_ids, label_symbols
+from lightning_glue.data.own_rows import read_own_split, split_digest
 from lightning_glue.data.reader import OnBadRow, Rows
 from lightning_glue.data.tokenizer import SPECIALS, UNK, Tokenizer
 from lightning_glue.errors import DataError, UserError
@@ -29,7 +30,8 @@ from lightning_glue.utils.files import discard, leftovers, locked, new_folder, s
 log = logging.getLogger(__name__)
 
 _MANIFEST = "manifest.json"
-_SOURCES = ("reader.py", "tokenizer.py", "pretokenizer.py", "mmap_format.py", "labels.py", "binarize.py", "../tasks.py")
+_SOURCES = ("reader.py", "formats.py", "own_rows.py", "dev_part.py", "tokenizer.py", "pretokenizer.py",
+            "mmap_format.py", "labels.py", "binarize.py", "../tasks.py")  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -71,16 +73,30 @@ def _write_labels(task: Task, rows: dict[str, Rows], out: Path) -> None:
     labelled = {name: part.labels for name, part in rows.items() if part.labels is not None}
     if task.is_regression:
         for name, labels in labelled.items():
-            lines = "".join(f"{float(label) / task.label_scale:.6g}\n" for label in labels)
-            (out / f"{names[name]}.label").write_text(lines)
+            digits = 9 if task.own else 6  # float32's, and awk's
+            scaled = ((float(str(label)) - task.label_offset) / task.label_scale for label in labels)
+            (out / f"{names[name]}.label").write_text("".join(f"{value:.{digits}g}\n" for value in scaled))
         return
-    symbols, counts = label_symbols(labelled.get("train", task.labels))
+    if task.own:
+        for name, labels in labelled.items():
+            _write_own_labels(task, labels, out / names[name])
+        return
+    symbols, counts = label_symbols(str(label) for label in labelled.get("train", task.labels))
     index = label_ids(symbols)
     (out / "dict.txt").write_text("".join(f"{symbol} {count}\n" for symbol, count in zip(symbols, counts)))
     for name, labels in labelled.items():
         ids = np.full((len(labels), 2), tokenizer.EOS, dtype=np.int32)
-        ids[:, 0] = [index.get(label, UNK) for label in labels]
+        ids[:, 0] = [index.get(str(label), UNK) for label in labels]
         mmap_format.write(out / names[name], ids.ravel(), np.full(len(labels), 2), len(SPECIALS) + len(symbols))
+
+
+def _write_own_labels(task: Task, labels: list[str] | list[tuple[str, ...]], prefix: Path) -> None:
+    """Ids of each example's labels, in the order of ``Task.labels``: fairseq has no dictionary for any name."""
+    index = {label: i for i, label in enumerate(task.labels)}
+    each = [label if isinstance(label, tuple) else (label,) for label in labels]
+    ids = [index[name] for names in each for name in names]
+    lengths = np.array([len(names) for names in each], dtype=np.int64)
+    mmap_format.write(prefix, np.array(ids, dtype=np.int64), lengths, len(task.labels))
 
 
 def binarize(
@@ -127,11 +143,16 @@ def _read_rows(
     rows: dict[str, Rows] = {}
     for split in splits:
         try:
-            rows[split.name] = reader.read_split(task, split, root, on_bad_row if split.labelled else "stop")
+            on_bad = on_bad_row if split.labelled else "stop"
+            own = task.own is not None
+            rows[split.name] = (
+                read_own_split(task, split, on_bad) if own else reader.read_split(task, split, root, on_bad)
+            )
         except DataError as error:
             raise error if split.labelled or not task.train else UnfitTestFile(str(error)) from None
     for name, part in rows.items():
-        digests.check(Path(part.path), part.sha256, root, root / task.directory)
+        if not task.own:
+            digests.check(Path(part.path), part.sha256, root, root / task.directory)
         if raw and raw[name] != part.sha256:
             raise DataError(f"{part.path} was written to while it was read; run again")
     return rows
@@ -158,7 +179,8 @@ def _raw_digests(task: Task, root: Path, splits: Iterable[Split]) -> dict[str, s
             digest = digests.known_sha256(path) if reader.has_split(task, split, root) else None
         except OSError as error:
             raise DataError(f"cannot read {path}: {error.strerror}") from None
-        digests.check(path, digest, root, root / task.directory)
+        if not task.own:
+            digests.check(path, digest, root, root / task.directory)
         if digest:
             found[split.name] = digest
     return found
@@ -166,7 +188,7 @@ def _raw_digests(task: Task, root: Path, splits: Iterable[Split]) -> dict[str, s
 
 def _cache_key(task: Task, raw: dict[str, str], encoder: Tokenizer, on_bad_row: OnBadRow) -> str:
     """sha256 over the raw files, the tokenizer and the code that turns one into the other."""
-    digest = hashlib.sha256(f"{task.name} {on_bad_row} {encoder.digest}".encode())
+    digest = hashlib.sha256(f"{_what_is_read(task)} {on_bad_row} {encoder.digest}".encode())
     for source in _SOURCES:
         digest.update((Path(__file__).parent / source).read_bytes())
     for name, sha256 in raw.items():
@@ -174,9 +196,25 @@ def _cache_key(task: Task, raw: dict[str, str], encoder: Tokenizer, on_bad_row: 
     return digest.hexdigest()
 
 
+def _what_is_read(task: Task) -> Task:
+    """The task without what changes nothing of the arrays: where files of one's own lie, metrics, weights."""
+
+    def bare(split: Split) -> Split:
+        return replace(split, path="")
+
+    dev, test = (tuple(map(bare, splits)) for splits in (task.dev, task.test))
+    return replace(
+        task, train=task.train and bare(task.train), dev=dev, test=test, metrics=(), class_weights=(), description=""
+    )
+
+
+def _digest(task: Task, name: str, part: Rows) -> str:
+    return split_digest(task, task.split(name), part.sha256)
+
+
 def _fill(entry: Path, task: Task, rows: dict[str, Rows], encoder: Tokenizer) -> None:
     infos = {
-        name: asdict(SplitInfo(str(part.path), part.sha256, len(part), part.dropped, part.skipped))
+        name: asdict(SplitInfo(str(part.path), _digest(task, name, part), len(part), part.dropped, part.skipped))
         for name, part in rows.items()
     }
     with new_folder(entry, recorded=True) as folder:
@@ -245,7 +283,7 @@ def _prepare(
 ) -> Prepared:
     for split in splits:
         if (split.labelled or not task.train) and not reader.has_split(task, split, root):
-            reader.read_split(task, split, root)  # raises the error that names the file
+            _read_rows(task, root, on_bad_row, [split])  # raises the error that names the file
     raw = _raw_digests(task, root, splits)
     entry = _entry(cache, task, raw, encoder, on_bad_row)
     if digests.fault(entry) or leftovers(entry):

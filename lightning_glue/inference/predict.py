@@ -9,6 +9,7 @@ import torch
 from lightning_glue.data.batching import EvalSampler, Packed
 from lightning_glue.data.datamodule import TokenizedSplit
 from lightning_glue.model.roberta import HEAD, RobertaModel, logits
+from lightning_glue.tasks import Task
 from lightning_glue.utils.console import progress_bar
 
 
@@ -18,6 +19,17 @@ def autocast(precision: str, device: torch.device) -> AbstractContextManager[obj
         return nullcontext()
     half = torch.float16 if precision == "16-mixed" and device.type == "cuda" else torch.bfloat16
     return torch.autocast(device.type, dtype=half, cache_enabled=False)
+
+
+def on_scale(task: Task, outputs: torch.Tensor) -> torch.Tensor:
+    """Scores on the task's own scale, within its range where that is a rule, of a regression's outputs (examples,)."""
+    scores = outputs * task.label_scale + task.label_offset
+    return scores.clamp(task.label_offset, task.label_offset + task.label_scale) if task.bounded else scores
+
+
+def present_labels(task: Task, outputs: torch.Tensor) -> list[tuple[str, ...]]:
+    """The labels whose probability is above 0.5, of outputs (examples, labels)."""
+    return [tuple(name for name, output in zip(task.labels, row) if output > 0) for row in outputs.tolist()]
 
 
 @torch.inference_mode()

@@ -29,7 +29,10 @@ class TextModel:
         self.model = Model(load_fine_tuned(Path(folder)))
 
     def predict(self, frame: pd.DataFrame, params: dict[str, Any] | None = None) -> pd.DataFrame:
-        """``label`` and ``probability_<label>`` of every row, or ``score`` on the task's scale for regression."""
+        """``label`` and ``probability_<label>`` of every row, or ``score`` on the task's scale for regression.
+
+        Where an example has any number of labels, ``labels`` is a list of those above 0.5.
+        """
         task = self.model.task
         columns = [_texts(frame, name, task) for name in input_columns(task)]
         with no_bars():  # a server's log has no use for one with each request
@@ -37,6 +40,9 @@ class TextModel:
         if task.is_regression:
             return pd.DataFrame({"score": answer.scores}, index=frame.index)
         shares = {f"probability_{label}": answer.probabilities[:, i] for i, label in enumerate(task.labels)}
+        if task.multilabel:
+            labels = pd.Series([list(names) for names in answer.labels], index=frame.index, dtype=object)
+            return pd.DataFrame({"labels": labels, **shares}, index=frame.index)
         return pd.DataFrame({"label": np.array(answer.labels, dtype=object), **shares}, index=frame.index)
 
 

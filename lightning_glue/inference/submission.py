@@ -9,7 +9,7 @@ import torch
 from lightning_glue.data.binarize import Prepared
 from lightning_glue.data.datamodule import load_split
 from lightning_glue.errors import DataError
-from lightning_glue.inference.predict import predict
+from lightning_glue.inference.predict import on_scale, predict, present_labels
 from lightning_glue.model.roberta import RobertaModel
 from lightning_glue.tasks import Task
 from lightning_glue.utils.files import new_file
@@ -18,14 +18,19 @@ from lightning_glue.utils.files import new_file
 def submission_lines(task: Task, outputs: torch.Tensor, index: list[str]) -> list[str]:
     """A leaderboard file's lines: label names, or scores clipped to the task's scale with three decimals.
 
+    Of data of one's own scores have seven digits, and any number of labels are divided as they are in the files.
+
     Raises:
         UserError: an output is NaN, so that it predicts nothing.
     """
     if lost := int(outputs.isnan().any(-1).sum()):
         raise DataError(f"{task.name}: the model's outputs are NaN for {lost} of {len(outputs)} rows: it has diverged")
     if task.is_regression:
-        scores = (outputs.squeeze(-1).double() * task.label_scale).clamp(0, task.label_scale)
-        predictions = [f"{score:.3f}" for score in scores.tolist()]
+        digits = ".7g" if task.own else ".3f"
+        predictions = [f"{score:{digits}}" for score in on_scale(task, outputs.squeeze(-1).double()).tolist()]
+    elif task.multilabel:
+        assert task.own
+        predictions = [task.own.label_separator.join(names) for names in present_labels(task, outputs)]
     else:
         predictions = [task.labels[label] for label in outputs.argmax(-1).tolist()]
     return ["index\tprediction\n", *(f"{i}\t{label}\n" for i, label in zip(index, predictions, strict=True))]

@@ -12,7 +12,7 @@ import torch
 from lightning_glue.data.datamodule import TokenizedSplit, join_parts
 from lightning_glue.errors import DataError
 from lightning_glue.inference.finetuned import FineTuned
-from lightning_glue.inference.predict import predict
+from lightning_glue.inference.predict import on_scale, predict, present_labels
 from lightning_glue.model.roberta import MAX_TOKENS, token_limit
 from lightning_glue.tasks import Task
 
@@ -24,13 +24,15 @@ class Predictions:
     """What a model says of n examples, in their order.
 
     Attributes:
-        labels: (n,) the most probable class of each, a name of ``classes``; empty for regression.
-        probabilities: (n, classes) float64, each row sums to 1; (n, 0) for regression.
+        labels: (n,) the most probable class of each, a name of ``classes``; where an example has any number of labels
+            a tuple of those above 0.5; empty for regression.
+        probabilities: (n, classes) float64, each row sums to 1; of any number of labels each is from 0 to 1 by itself;
+            (n, 0) for regression.
         scores: (n,) float64 on the task's own scale (STS-B: 0 to 5); empty for classification.
         classes: names of the columns of ``probabilities``; empty for regression.
     """
 
-    labels: list[str]
+    labels: list[str] | list[tuple[str, ...]]
     probabilities: np.ndarray = field(repr=False)
     scores: np.ndarray
     classes: tuple[str, ...]
@@ -98,8 +100,9 @@ class Model:
         task, outputs = self.task, self.outputs(columns).double()
         nothing = np.empty((len(outputs), 0))
         if task.is_regression:
-            scores = (outputs.squeeze(-1) * task.label_scale).clamp(0, task.label_scale)
-            return Predictions([], nothing, scores.numpy(), ())
+            return Predictions([], nothing, on_scale(task, outputs.squeeze(-1)).numpy(), ())
+        if task.multilabel:
+            return Predictions(present_labels(task, outputs), outputs.sigmoid().numpy(), np.empty(0), task.labels)
         shares = outputs.softmax(-1).numpy()
         return Predictions([task.labels[i] for i in shares.argmax(-1)], shares, np.empty(0), task.labels)
 

@@ -39,7 +39,7 @@ def load_training_checkpoint(path: Path) -> FineTuned:
         raise CheckpointError(f"{path} is no checkpoint of a training; expected checkpoints/best.ckpt of a run")
     with reading(str(path)):
         config = _config(record)
-        task = get_task(str(record.get("task")))
+        task = configuration.task_of(config) if config.task.description else get_task(str(record.get("task")))
         start = _start(path, config, str(record.get("lineage", {}).get("tokenizer_sha256", "")))
         found = state["state_dict"].items()
         weights = {name.removeprefix(_PREFIX): tensor for name, tensor in found if name.startswith(_PREFIX)}

@@ -90,7 +90,7 @@ def _from_ledger(benchmark: BenchmarkFolder, known: list[Scored]) -> list[Scored
                 continue
             run_id, minutes = str(event.get("run_id", "")), float(event.get("seconds", 0)) / 60
             params = usual | {"seed": str(seed)}
-            found.append(Scored(run_id, "", task, str(seed), params, {}, scores[name], scores, 0, minutes))
+            found.append(Scored(run_id, "", task, str(seed), params, {}, scores[name], scores, 0, minutes, metric=name))
     return found
 
 

@@ -10,7 +10,6 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING
 
-from lightning_glue.tasks import get_task
 from lightning_glue.tracking import seed_noise
 from lightning_glue.tracking.published import DEV_ROWS, Published, published
 from lightning_glue.tracking.registry import difference
@@ -226,7 +225,5 @@ def majority_note(group: Group) -> str:
     level = group.majority
     if level is None or group.median > level:
         return ""
-    task = get_task(group.task)
-    constant = "one score for all" if task.is_regression else "the majority class"
-    what = f"{group.task}, {group.recipe}: {task.selection_metric} {group.median:.4f}"
-    return f"{what} is no better than {constant} ({level:.4f})"
+    what = f"{group.task}, {group.recipe}: {group.best.metric} {group.median:.4f}"
+    return f"{what} is no better than {group.best.constant} ({level:.4f})"

@@ -1,6 +1,7 @@
 """Register a run's best model as ``glue-<task>``: ``python -m lightning_glue.registry RUN_ID``.
 
-Every finished training does so by itself (``tracking.register``); models of generated data are ``glue-<task>-sample``.
+Every finished training does so by itself (``tracking.register``); models of generated data are ``glue-<task>-sample``,
+those of data of one's own have their name.
 The model is the run's exported fairseq directory itself, with an MLmodel file beside the weights: nothing is copied.
 """
 
@@ -16,7 +17,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lightning_glue.errors import TrackingError
-from lightning_glue.tasks import Task, get_task
+from lightning_glue.tasks import Task
+from lightning_glue.tracking.own_tasks import whole_task
 from lightning_glue.utils.paths import local_folder
 from lightning_glue.utils.redact import first_line, hide_secrets
 
@@ -38,6 +40,7 @@ def describe_model(task: Task, run_id: str, folder: Path) -> None:
     from mlflow import pyfunc
     from mlflow.models import Model, ModelSignature
     from mlflow.types import ColSpec, DataType, Schema, TensorSpec
+    from mlflow.types.schema import Array
 
     from lightning_glue.tasks import input_columns
     from lightning_glue.tracking.requirements import write_environment
@@ -46,7 +49,8 @@ def describe_model(task: Task, run_id: str, folder: Path) -> None:
     outputs: list[ColSpec | TensorSpec] = [ColSpec(DataType.double, "score")]
     if task.labels:
         probabilities = [ColSpec(DataType.double, f"probability_{label}") for label in task.labels]
-        outputs = [ColSpec(DataType.string, "label"), *probabilities]
+        several = ColSpec(Array(DataType.string), "labels")
+        outputs = [several if task.multilabel else ColSpec(DataType.string, "label"), *probabilities]
     inputs = Schema([ColSpec(DataType.string, name) for name in texts])
     signature = ModelSignature(inputs, Schema(outputs))
     meaning = {"labels": dict(zip(task.labels, task.meanings))} if task.meanings else None
@@ -159,7 +163,7 @@ def register(client: MlflowClient, run_id: str) -> tuple[str, str, str]:
     run = client.get_run(run_id)
     if run.info.status != "FINISHED" or "task.name" not in run.data.params:
         raise TrackingError(f"run {run_id} is {run.info.status}; only a finished training can be registered")
-    task = get_task(run.data.params["task.name"])
+    task = whole_task(client, run)
     selection_value(run, task)
     lost = [name for name, value in run.data.metrics.items() if name.startswith("best/") and not math.isfinite(value)]
     if lost:
@@ -171,8 +175,7 @@ def register(client: MlflowClient, run_id: str) -> tuple[str, str, str]:
     decided = promote(client, name, version, task)
     level, value = majority_of(run), selection_value(run, task)
     if level is not None and value <= level:
-        constant = "one score for all" if task.is_regression else "the majority class"
-        decided += f"; warning: no better than {constant} ({value:.4f} against {level:.4f})"
+        decided += f"; warning: no better than {task.constant_answer} ({value:.4f} against {level:.4f})"
     return name, version.version, decided
 
 

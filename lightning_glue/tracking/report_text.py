@@ -9,7 +9,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from lightning_glue.tasks import get_task
 from lightning_glue.tracking import seed_noise
 from lightning_glue.tracking.comparison import Group, Section, Table
 from lightning_glue.tracking.seed_plot import STYLE, key, seed_plot
@@ -54,7 +53,7 @@ _COLUMNS: dict[str, Callable[[Group], str]] = {
     "task": lambda group: group.task,
     "model": lambda group: group.best.params.get("model.name", ""),
     "recipe": lambda group: group.recipe,
-    "metric": lambda group: get_task(group.task).selection_metric,
+    "metric": lambda group: group.best.metric,
     "median": lambda group: _number(group.median),
     "spread": _spread,
     "best": lambda group: _number(group.best.score),

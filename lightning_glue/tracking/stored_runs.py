@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from lightning_glue.errors import TrackingError, suggest
-from lightning_glue.tasks import TRAINABLE, get_task
 from lightning_glue.tracking import registry
+from lightning_glue.tracking.own_tasks import is_known, task_of_run
 from lightning_glue.tracking.pages import run_page
 from lightning_glue.utils.redact import first_line, hide_secrets
 
@@ -39,6 +39,8 @@ class Scored:
         minutes: wall time times devices.
         dev_rows: of the dev set that selects the task's checkpoints; None where the run does not say.
         majority: the score of saying the most frequent class; None where the run does not say.
+        metric: the score's name.
+        constant: what the majority score is of, in words.
         link: address of the run's page; empty where the store is no server.
     """
 
@@ -54,6 +56,8 @@ class Scored:
     minutes: float
     majority: float | None = None
     dev_rows: int | None = None
+    metric: str = ""
+    constant: str = "the majority class"
 
 
 def fetch(client: MlflowClient, uri: str, experiment: str | None, condition: str = "") -> list[Run]:
@@ -106,7 +110,7 @@ def _without_collections() -> Iterator[None]:
 def is_training(run: Run) -> bool:
     """Whether a run is a training of this program: not a search, nor a benchmark, nor another program's."""
     params = run.data.params
-    return params.get("task.name") in TRAINABLE and "model.name" in params and "tune.trials" not in params
+    return is_known(run) and "model.name" in params and "tune.trials" not in params
 
 
 def is_foreign(run: Run) -> bool:
@@ -134,7 +138,8 @@ def scored_run(run: Run, uri: str) -> Scored | None:
     params, info = run.data.params, run.info
     if not is_training(run):
         return None
-    value = run.data.metrics.get(f"{_BEST}{get_task(params['task.name']).selection_metric}")
+    task = task_of_run(run)
+    value = run.data.metrics.get(f"{_BEST}{task.selection_metric}")
     if value is None or info.end_time is None:
         return None
     link = run_page(uri, info.experiment_id, info.run_id) if uri.startswith("http") else ""
@@ -142,13 +147,13 @@ def scored_run(run: Run, uri: str) -> Scored | None:
     return Scored(
         info.run_id, hide_secrets(link), params["task.name"], params.get("seed", info.run_id), dict(params),
         registry.dataset_digests(run), value, best_scores(run), info.start_time, minutes,
-        registry.majority_of(run), _dev_rows(run),
+        registry.majority_of(run), _dev_rows(run), task.selection_metric, task.constant_answer,
     )  # fmt: skip
 
 
 def _dev_rows(run: Run) -> int | None:
     """Rows of the dev set that a run was selected on, as its data set says."""
-    name = get_task(run.data.params["task.name"]).dev[0].name
+    name = task_of_run(run).dev[0].name
     for entry in run.inputs.dataset_inputs if run.inputs else ():
         if entry.dataset.name.rpartition("/")[2] == name:
             with suppress(ValueError, TypeError, KeyError):

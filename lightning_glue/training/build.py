@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -17,6 +18,9 @@ if TYPE_CHECKING:
     from lightning_glue.data.datamodule import GlueDataModule, TokenizedSplit
     from lightning_glue.model.pretrained import Pretrained
     from lightning_glue.training.module import GlueModule
+
+
+_TAG = 6000  # characters
 
 
 @dataclass
@@ -44,10 +48,12 @@ def build(config: Config, warm: Warm | None = None) -> tuple[GlueModule, GlueDat
         from lightning_glue.model.roberta import build_model, load_encoder, token_limit
         from lightning_glue.tracking.artifacts import locate
         from lightning_glue.training.devices import resolve_eval_tokens
+        from lightning_glue.training.metrics import check_metrics
         from lightning_glue.training.module import GlueModule, Origin
         from lightning_glue.utils.digests import file_sha256
 
-    task, data = get_task(config.task.name), config.data
+    task, data = configuration.task_of(config), config.data
+    check_metrics(task)
     warm = warm or Warm()
     origin = (config.model.source, config.model.tokenizer, data.bpe_dir, str(config.model.architecture))
     if warm.origin != origin or warm.pretrained is None:
@@ -74,7 +80,7 @@ def build(config: Config, warm: Warm | None = None) -> tuple[GlueModule, GlueDat
         pool=data.length_pool,
         seed=config.seed,
     )
-    texts = (task.name, data.source, data.glue_dir, data.on_bad_row, max_tokens, config.trainer.predict, origin)
+    texts = (task, data.source, data.glue_dir, data.on_bad_row, max_tokens, config.trainer.predict, origin)
     if warm.texts == texts:
         datamodule.prepared, datamodule.splits = warm.prepared, warm.splits
     else:
@@ -104,10 +110,17 @@ def check_data_fits(config: Config, data: GlueDataModule) -> None:
             sources.glue_directory(get_task("AX"), config.data.source, config.data.glue_dir)
 
 
+def _of_tag(labels: str) -> str:
+    """Labels as MLflow's tags hold them, 8000 characters at most."""
+    if len(labels) <= _TAG:
+        return labels
+    return f"{labels[:100]}... (sha256 {hashlib.sha256(labels.encode()).hexdigest()})"
+
+
 def lineage(task: Task, start: Pretrained) -> dict[str, str]:
     """What a model comes from, besides its data, configuration and commit, which are on its run anyway."""
     return {
-        "labels": json.dumps(task.labels),
+        "labels": _of_tag(json.dumps(task.labels)),
         "tokenizer_sha256": start.tokenizer.digest,
         "start_sha256": start.sha256 or "random weights",
     }

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from lightning_glue import config as configuration
 from lightning_glue.config import Config
-from lightning_glue.tasks import get_task
+from lightning_glue.config.escape import escaped
 from lightning_glue.tracking import provenance
 from lightning_glue.training.messages import headline, scores
 
@@ -51,10 +51,7 @@ def config_file(config: Config, run_id: str) -> str:
     """
     from omegaconf import OmegaConf
 
-    flat = {
-        key: value.replace("${", "\\${") if isinstance(value, str) else value
-        for key, value in configuration.recorded(config).items()
-    }
+    flat = {key: escaped(value) for key, value in configuration.recorded(config).items()}
     if "***" in str(flat["tracking.uri"]):
         flat["tracking.uri"] = None
     model = config.model.name if config.model.name in configuration.options("model") else _UNNAMED
@@ -64,9 +61,9 @@ def config_file(config: Config, run_id: str) -> str:
         f"# The whole configuration of run {run_id}, which had {found}.",
         "# As experiments/NAME.yaml: python -m lightning_glue.train --experiment NAME trains so again.",
         "defaults:",
-        f"  - override /task: {config.task.name}",
+        f"  - override /task: {configuration.task_file(config)}",
         f"  - override /model: {model}",
-        f"  - override /data: {config.data.source}",
+        f"  - override /data: {configuration.data_file(config)}",
         "",
     ]
     return "\n".join(lines) + OmegaConf.to_yaml(OmegaConf.create(configuration.nested(flat)))
@@ -77,7 +74,7 @@ def note(config: Config, data: GlueDataModule, run_id: str, best: BestEvaluation
     lines = [*headline(config, data), f"on {', '.join(reversed(in_force(config).values()))}"]
     text = "\n\n".join(hard.replace("*", "\\*") for hard in lines)
     if best and best.values:
-        rows = "\n".join(f"    {line}" for line in scores(get_task(config.task.name), best))
+        rows = "\n".join(f"    {line}" for line in scores(configuration.task_of(config), best))
         text += f"\n\nBest evaluation, step {best.step}:\n\n{rows}"
     text += f"\n\nAgain (or with the artifact `{CONFIG_FILE}` as a recipe):\n\n    {provenance.command_line()}"
     return f"{text}\n\nIf it was interrupted:\n\n    python -m lightning_glue.train --resume {run_id}\n"

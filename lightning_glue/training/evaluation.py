@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lightning_glue.config import Config, DataConfig, flatten, unflatten
 from lightning_glue.errors import DataError, UserError
-from lightning_glue.tasks import Task, get_task
+from lightning_glue.tasks import Task, described_task, get_task
 
 if TYPE_CHECKING:
     from lightning_glue.data.binarize import Prepared
@@ -23,6 +24,20 @@ def evaluated_task(requested: str | None, own: Task) -> Task:
     if task is not own and (own.name, task.name) != ("MNLI", "AX"):
         raise UserError(f"the model was trained on {own.name} and cannot be evaluated on {task.name}: leave --task out")
     return task
+
+
+def with_files_of(data: str, task: Task) -> Task:
+    """The task with the files that a description says; labels, range and metrics stay those of the model.
+
+    Raises:
+        UserError: the description cannot be used, or the model is of a built-in task.
+    """
+    from lightning_glue.config.description import read_description
+    from lightning_glue.data.own import other_files
+
+    if not task.own:
+        raise UserError(f"a model of {task.name} is not scored on files of your own; leave --data {data} out")
+    return described_task(other_files(json.loads(task.description), read_description(data)))
 
 
 def given_keys(overrides: list[str], data: str | None) -> set[str]:
@@ -176,6 +191,7 @@ def load(
     config: Config,
     given: set[str],
     task_name: str | None,
+    data: str | None = None,
     *,
     scores: bool = True,
     predicts: bool = False,
@@ -185,12 +201,14 @@ def load(
     Args:
         config: devices, and the settings that were ``given`` (keys).
         task_name: another task than the model's own: AX for a model of MNLI.
+        data: description of other files of one's own, see :func:`with_files_of`.
         scores: whether the dev splits are wanted.
         predicts: whether the test splits are wanted.
 
     Raises:
         UserError: there is no such model, or it cannot be evaluated so.
     """
+    from lightning_glue.config.description import is_description
     from lightning_glue.inference.finetuned import load_fine_tuned
     from lightning_glue.model.checkpoint_file import reading
     from lightning_glue.tracking.artifacts import locate
@@ -205,7 +223,9 @@ def load(
         keep_freed_memory()
     fine_tuned = load_fine_tuned(locate(reference, config.tracking.uri))
     task = evaluated_task(task_name, fine_tuned.task)
+    if is_description(data):
+        task = with_files_of(str(data), task)
     with reading(str(fine_tuned.path)):
         config, note = with_own_settings(config, task, fine_tuned.settings, given)
-    data = make_data(config, task, fine_tuned, scores=scores, predicts=predicts)
-    return Loaded(fine_tuned, config, data, note)
+    module = make_data(config, task, fine_tuned, scores=scores, predicts=predicts)
+    return Loaded(fine_tuned, config, module, note)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -15,6 +16,13 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 
+_FEW = 12  # labels, up to which a matrix has its counts written into it
+_UPRIGHT = 6  # labels, up to which their names fit beside one another
+_MANY = 40  # labels, above which the rare ones are put together
+_CURVES = 10
+_LONGEST = 30  # characters of a label
+
+
 def _new(title: str) -> Figure:
     from matplotlib.figure import Figure  # no pyplot: it keeps every figure alive and wants a backend
 
@@ -23,25 +31,53 @@ def _new(title: str) -> Figure:
     return figure
 
 
+def _shown(label: str) -> str:
+    """A label as matplotlib is to write it: no formula, no hidden entry of a legend, and not endless."""
+    text = label if len(label) <= _LONGEST else label[: _LONGEST - 1] + "…"
+    return text.replace("$", "\\$") if not text.startswith("_") else "\u200b" + text.replace("$", "\\$")
+
+
 def confusion_matrix(task: Task, split: str, evaluation: Evaluation) -> Figure:
-    """Counts of true against predicted labels, coloured by the share of the true label; NaN is no prediction."""
+    """Counts of true against predicted labels, coloured by the share of the true label; NaN is no prediction.
+
+    Of very many labels the most frequent are shown, and the others together.
+    """
     classes = len(task.labels)
     predictions = metrics.predicted_labels(evaluation.outputs).numpy()
     counts = metrics.confusion_matrix(predictions, evaluation.targets.numpy(), classes)
     lost = int(counts[:, classes].sum())
+    counts, labels = _most_frequent(counts[:, :classes], task.labels)
     figure = _new(f"{task.name} {split}: confusion matrix" + (f" without {lost} rows of NaN" if lost else ""))
+    if len(labels) > _FEW:
+        figure.set_size_inches(12, 10)
     axes = figure.subplots()
     share = counts / counts.sum(1, keepdims=True).clip(min=1)
-    image = axes.imshow(share[:, :classes], cmap="Blues", vmin=0, vmax=1)
+    image = axes.imshow(share, cmap="Blues", vmin=0, vmax=1)
     figure.colorbar(image, label="share of the true label")
-    for row in range(classes):
-        for column in range(classes):
+    if len(labels) <= _FEW:
+        for row, column in np.ndindex(counts.shape):
             colour = "white" if share[row, column] > 0.5 else "black"
             axes.text(column, row, str(int(counts[row, column])), ha="center", va="center", color=colour)
-    axes.set_xticks(range(classes), task.labels)
-    axes.set_yticks(range(classes), task.labels, rotation=90, va="center")
+    many = len(labels) > _UPRIGHT
+    names = [_shown(label) for label in labels]
+    axes.set_xticks(range(len(labels)), names, rotation=90 if many else 0, fontsize="x-small" if many else "medium")
+    axes.set_yticks(
+        range(len(labels)), names, rotation=0 if many else 90, va="center", fontsize="x-small" if many else "medium"
+    )
     axes.set(xlabel="predicted label", ylabel="true label")
     return figure
+
+
+def _most_frequent(counts: np.ndarray, labels: Sequence[str]) -> tuple[np.ndarray, list[str]]:
+    """At most ``_MANY`` rows and columns: those of the most frequent true labels in the task's order, then the rest."""
+    if len(labels) <= _MANY:
+        return counts, list(labels)
+    kept = np.sort(np.argsort(-counts.sum(1), kind="stable")[: _MANY - 1])
+    places = np.full(len(labels), _MANY - 1)
+    places[kept] = np.arange(_MANY - 1)
+    small = np.zeros((_MANY, _MANY), dtype=np.int64)
+    np.add.at(small, (places[:, None], places[None]), counts)
+    return small, [*(labels[i] for i in kept), f"{len(labels) - len(kept)} others"]
 
 
 def _precision_recall(scores: np.ndarray, positive: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -55,21 +91,25 @@ def _precision_recall(scores: np.ndarray, positive: np.ndarray) -> tuple[np.ndar
 def precision_recall(task: Task, split: str, evaluation: Evaluation) -> Figure | None:
     """A precision-recall curve per label, that label against the others; class "1" alone for 0/1 tasks.
 
-    A label that no row has has no curve. None where no curve is left, or where an output is NaN.
+    A label that no row has has no curve, and of very many labels the most frequent have one. None where no curve is
+    left, or where an output is NaN.
     """
-    probabilities, targets = evaluation.outputs.double().softmax(-1).numpy(), evaluation.targets.numpy()
+    outputs, targets = evaluation.outputs.double(), evaluation.targets.numpy()
+    probabilities = (outputs.sigmoid() if task.multilabel else outputs.softmax(-1)).numpy()
+    true = targets > 0.5 if task.multilabel else targets[:, None] == np.arange(len(task.labels))
     shown = [1] if task.labels == ("0", "1") else range(len(task.labels))
-    shown = [label for label in shown if (targets == label).any()]
+    shown = [label for label in shown if true[:, label].any()]
+    shown = sorted(sorted(shown, key=lambda label: -int(true[:, label].sum()))[:_CURVES])
     if not shown or np.isnan(probabilities).any():
         return None
     figure = _new(f"{task.name} {split}: precision-recall curve")
     axes = figure.subplots()
     for label in shown:
-        precision, recall = _precision_recall(probabilities[:, label], targets == label)
+        precision, recall = _precision_recall(probabilities[:, label], true[:, label])
         average = float(np.sum(np.diff(recall) * precision[1:]))
-        name = f"{task.labels[label]} (AP {average:.3f})"
+        name = f"{_shown(task.labels[label])} (AP {average:.3f})"
         (line,) = axes.step(recall, precision, where="pre", label=name)
-        axes.axhline(float((targets == label).mean()), color=line.get_color(), linestyle=":", linewidth=1)
+        axes.axhline(float(true[:, label].mean()), color=line.get_color(), linestyle=":", linewidth=1)
     axes.set(xlabel="recall", ylabel="precision", xlim=(0, 1), ylim=(0, 1.02))
     axes.legend(title="label (dotted: its share)", loc="lower left")
     return figure
@@ -80,9 +120,11 @@ def regression_scatter(task: Task, split: str, evaluation: Evaluation) -> Figure
     figure = _new(f"{task.name} {split}: predicted and true scores")
     axes = figure.subplots()
     true, predicted = (
-        part.flatten().double().numpy() * task.label_scale for part in (evaluation.targets, evaluation.outputs)
+        part.flatten().double().numpy() * task.label_scale + task.label_offset
+        for part in (evaluation.targets, evaluation.outputs)
     )
-    axes.plot([0, task.label_scale], [0, task.label_scale], color="grey", linewidth=1)
+    ends = [task.label_offset, task.label_offset + task.label_scale]
+    axes.plot(ends, ends, color="grey", linewidth=1)
     axes.scatter(true, predicted, s=8, alpha=0.4)
     axes.set(xlabel="true score", ylabel="predicted score")
     return figure
@@ -112,6 +154,6 @@ def evaluation_figures(task: Task, split: str, evaluation: Evaluation) -> dict[s
     """Every figure of one evaluated split that there is something to draw for, by file name."""
     if task.is_regression:
         return {f"{split}_scatter.png": regression_scatter(task, split, evaluation)}
-    figures = {f"{split}_confusion_matrix.png": confusion_matrix(task, split, evaluation)}
+    figures = {} if task.multilabel else {f"{split}_confusion_matrix.png": confusion_matrix(task, split, evaluation)}
     curve = precision_recall(task, split, evaluation)
     return figures if curve is None else {**figures, f"{split}_precision_recall.png": curve}

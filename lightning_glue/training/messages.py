@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lightning_glue import config as configuration
 from lightning_glue.config import Config
-from lightning_glue.tasks import Task, get_task
+from lightning_glue.tasks import Task
 from lightning_glue.tracking.pages import how_to_look
 from lightning_glue.utils.hints import hint
 from lightning_glue.utils.redact import hide_secrets
 
 if TYPE_CHECKING:
+    from lightning_glue.data.binarize import SplitInfo
     from lightning_glue.data.datamodule import GlueDataModule
     from lightning_glue.tracking.logger import MLflowTracker
     from lightning_glue.training.callbacks import BestEvaluation
@@ -49,12 +52,17 @@ def headline(config: Config, data: GlueDataModule) -> list[str]:
         notes.append(f"examples cut to length: {cut}")
     if data.max_tokens < config.data.max_tokens:
         notes.append(f"cut to the {data.max_tokens} positions that the model has")
-    source = "generated sample, not GLUE" if config.data.source == "sample" else "GLUE"
+    source = {"sample": "generated sample, not GLUE", "own": own_files(files)}.get(config.data.source, "GLUE")
     length = run_length(config, len(data.splits["train"].lengths))
     return [
         f"{config.task.name} ({source}): {'; '.join([kept, *notes])}",
         f"{config.model.name}, {length}, batch {config.data.batch_size}, lr {config.lr:g}",
     ]
+
+
+def own_files(files: Mapping[str, SplitInfo]) -> str:
+    """The names of the files, each once."""
+    return ", ".join(dict.fromkeys(Path(info.file).name for info in files.values()))
 
 
 def announce(config: Config, data: GlueDataModule, resume: str | Resume | None, found: Resume | None) -> None:
@@ -91,15 +99,16 @@ def scores(task: Task, best: BestEvaluation) -> list[str]:
         for split, evaluation in best.evaluations.items()
         for metric, value in majority_values(task, evaluation.targets).items()
     }
-    what = "one score for all" if task.is_regression else "majority class"
+    what = task.constant_answer.removeprefix("the ")
     beside = {name: f" ({what} {value:.4f})" for name, value in constant.items()}
-    return [f"{name:<24}{value:.4f}{beside.get(name, '')}" for name, value in sorted(best.values.items())]
+    width = max([23, *map(len, best.values)]) + 1
+    return [f"{name:<{width}}{value:.4f}{beside.get(name, '')}" for name, value in sorted(best.values.items())]
 
 
 def report(config: Config, tracker: MLflowTracker, best: BestEvaluation) -> None:
     """Say what came out, where it is and what to do next."""
     print(f"\nbest evaluation (step {best.step}):")
-    for line in scores(get_task(config.task.name), best):
+    for line in scores(configuration.task_of(config), best):
         print(f"  {line}")
     print(f"run: {tracker.describe()}")
     if tracker.registered:

@@ -13,15 +13,16 @@ from lightning_glue.config import OptimizerConfig
 from lightning_glue.data.batching import Packed
 from lightning_glue.data.datamodule import Batch
 from lightning_glue.model import row_gradients
-from lightning_glue.model.roberta import RobertaModel, logits, task_loss
+from lightning_glue.model.roberta import RobertaModel, logits
 from lightning_glue.tasks import Task
 from lightning_glue.training import metrics, optimizer
+from lightning_glue.training.loss import example_losses
 from lightning_glue.training.metrics import SplitOutputs
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Outputs of one split in the order of its rows: outputs (examples, classes), targets (examples,)."""
+    """Outputs of one split in the order of its rows: outputs (examples, classes), targets as of ``Batch``."""
 
     outputs: torch.Tensor
     targets: torch.Tensor
@@ -58,7 +59,7 @@ class GlueModule(pl.LightningModule):
         super().__init__()
         self.model, self.task, self.settings, self.lr = model, task, settings, lr
         self.origin = origin or Origin()
-        self.dev_outputs = [SplitOutputs(task.num_outputs, task.is_regression) for _ in task.dev]
+        self.dev_outputs = [SplitOutputs(task.num_outputs, task.is_regression, task.multilabel) for _ in task.dev]
         self.evaluations: dict[str, Evaluation] = {}  # the last evaluation, by split name
         self.diverged = ""  # where the weights ceased to be numbers
 
@@ -67,7 +68,8 @@ class GlueModule(pl.LightningModule):
         return logits(self.model, batch)
 
     def training_step(self, batch: Batch, _: int) -> torch.Tensor:
-        return task_loss(self(batch), batch["targets"]).sum() * batch["loss_weight"]
+        losses = example_losses(self.task, self(batch), batch["targets"], weighted=True)
+        return losses.sum() * batch["loss_weight"]
 
     def on_validation_epoch_start(self) -> None:
         for collector in self.dev_outputs:
@@ -82,7 +84,7 @@ class GlueModule(pl.LightningModule):
             outputs, targets = collector.compute()
             self.evaluations[split.name] = Evaluation(outputs, targets)
             values = metrics.compute(self.task, outputs, targets)
-            values["loss"] = metrics.mean_loss(task_loss(outputs, targets))
+            values["loss"] = metrics.mean_loss(example_losses(self.task, outputs, targets, weighted=False))
             named = {f"{split.name}/{name}": value for name, value in values.items()}
             self.log_dict(named, logger=False, add_dataloader_idx=False)  # TrainingMonitor logs them, with their step
 

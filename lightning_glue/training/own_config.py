@@ -11,7 +11,7 @@ from lightning_glue.config import Config
 from lightning_glue.errors import ConfigError
 
 # What the name of a group of conf/ stands for: it must be the run's own.
-_GROUPS = {"task": ["task.name"], "model": ["model.name", "model.source"], "data": ["data.source"]}
+_GROUPS = {"task": ["task.name"], "model": ["model.name", "model.source"], "data": ["data.source", "task.description"]}
 
 
 def asked_keys(reference: str, named: Mapping[str, str | None], overrides: Iterable[str]) -> set[str]:
@@ -35,6 +35,17 @@ def asked_keys(reference: str, named: Mapping[str, str | None], overrides: Itera
     return {part for key in keys for part in _GROUPS.get(key, [key])}
 
 
+def _check_description(reference: str, asked: Mapping[str, Any], own: Mapping[str, Any]) -> None:
+    """Raise ConfigError where ``--data`` describes other data than a run's, wherever the files lie."""
+    for key in sorted(asked.keys() | own.keys()):
+        if asked.get(key) != own.get(key):
+            values = [str(said.get(key))[:80] for said in (asked, own)]
+            raise ConfigError(
+                f"--resume {reference}: {key} of --data, {values[0]}, contradicts the run's, {values[1]}; leave "
+                "--data out"
+            )
+
+
 def continued(reference: str, own: dict[str, Any], present: Config, given: set[str]) -> Config:
     """The configuration of a run to resume.
 
@@ -51,7 +62,10 @@ def continued(reference: str, own: dict[str, Any], present: Config, given: set[s
     asked, shown = configuration.flatten(present), configuration.recorded(present)
     identity = configuration.identity(configuration.unflatten(own))
     for key in given & asked.keys():
-        if key in identity and shown[key] != own[key]:
+        if key == "task.description":
+            asked_for, of_run = (configuration.without_place(said.get(key)) for said in (asked, own))
+            _check_description(reference, asked_for, of_run)
+        elif key in identity and shown[key] != own[key]:
             raise ConfigError(
                 f"--resume {reference}: {key}={asked[key]} contradicts the run's {own[key]}; leave it out"
             )

@@ -16,13 +16,13 @@ import torch
 from lightning_glue.config import Config
 from lightning_glue.data.batching import MicroBatch, Packed, split_batch, train_batches
 from lightning_glue.errors import UserError
-from lightning_glue.model.roberta import task_loss
 from lightning_glue.training.devices import resolve_devices, resolve_precision
+from lightning_glue.training.loss import example_losses
 from lightning_glue.utils.launch import is_distributed_child, launch
 
 if TYPE_CHECKING:
     from lightning_glue.data.datamodule import Batch, GlueDataModule, TokenizedSplit
-    from lightning_glue.training.module import GlueModule
+from lightning_glue.training.module import GlueModule
 
 _SPARE = 1 << 26  # bytes for the journal, figures and predictions
 _DTYPES = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}
@@ -140,7 +140,8 @@ def probe(module: GlueModule, batch: Batch, config: Config) -> None:
             with torch.autocast(device.type, dtype=dtype) if dtype else nullcontext():
                 tokens, lengths, targets = (batch[key].to(device) for key in ("tokens", "lengths", "targets"))
                 packed = Packed(tokens=tokens, lengths=lengths, longest=batch["longest"])
-                loss = task_loss(module(packed), targets).sum() * batch["loss_weight"]
+                losses = example_losses(module.task, module(packed), targets, weighted=True)
+                loss = losses.sum() * batch["loss_weight"]
             loss.backward()
             del moments
         finally:

@@ -334,8 +334,12 @@ def check_data(found: Resume, splits: dict[str, SplitInfo]) -> None:
         if found.path and then.get(name) != now.get(name):
             raise TrackingError(
                 f"run {found.run_id} cannot be resumed on other data: split {name} was {_short(then.get(name))}, "
-                f"is {_short(now.get(name))}; restore the files or start a new run"
+                f"is {_short(now.get(name))}{_file_of(splits.get(name))}; restore the files or start a new run"
             )
+
+
+def _file_of(info: SplitInfo | None) -> str:
+    return f" ({info.file})" if info else ""
 
 
 def _short(digest: str | None) -> str:
@@ -344,9 +348,15 @@ def _short(digest: str | None) -> str:
 
 def check_config(found: Resume, config: Config) -> None:
     """Raise UserError where ``config`` would make another result than the run's own configuration."""
-    now, own = configuration.recorded(config), found.record.get("config", {})
+    now, own = (_by_key(values) for values in (configuration.recorded(config), found.record.get("config", {})))
     for key in configuration.identity(config):
         if key in own and now[key] != own[key]:
             raise TrackingError(
                 f"run {found.run_id} was started with {key}={own[key]}, not {now[key]}; leave {key} out"
             )
+
+
+def _by_key(values: dict[str, Any]) -> dict[str, Any]:
+    """A configuration with what a description says under a key of its own, as its identity has it."""
+    said = configuration.without_place(values.get("task.description"))
+    return values | {f"task.description.{key}": value for key, value in said.items()}

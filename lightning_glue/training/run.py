@@ -158,6 +158,7 @@ class Training:
 
     def _tags(self, caller: Caller) -> dict[str, str]:
         from lightning_glue.tracking.known_runs import run_tags
+        from lightning_glue.tracking.own_tasks import task_tag
         from lightning_glue.training import auto_batch
         from lightning_glue.training.describe import gpus_in_force, in_force
         from lightning_glue.training.devices import resolve_devices
@@ -170,6 +171,7 @@ class Training:
             **gpus_in_force(self.config),
             **chosen,
             **come_from,
+            **(task_tag(self.config.task.description) if self.config.task.description else {}),
             **caller.tags,
         }
 
@@ -266,13 +268,13 @@ class Training:
         self.tracker.set_tags({MAJORITY: repr(float(np.float32(level)))})
 
     def _export(self, step: int) -> None:
-        from lightning_glue.data.labels import read_label_symbols
+        from lightning_glue.data.labels import fairseq_symbols
         from lightning_glue.export.fairseq import export
         from lightning_glue.tracking.artifacts import EXPORT_DIGEST
         from lightning_glue.utils.digests import file_sha256
 
         task, tokenizer = self.module.task, self.pretrained.tokenizer
-        symbols = [] if task.is_regression else read_label_symbols(self.data.prepared.directory)
+        symbols = fairseq_symbols(task, self.data.prepared.directory)
         with self.tracker.artifact_folder("fairseq") as folder:
             export(self.module.model.cpu(), task, tokenizer, symbols, step, folder, settings(self.config, self.data))
             self.tracker.set_tags({EXPORT_DIGEST: file_sha256(folder / "checkpoint_best.pt")})

@@ -6,8 +6,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from lightning_glue.config import Config
-from lightning_glue.tasks import get_task
+from lightning_glue.config import Config, task_of
 from lightning_glue.training.messages import quiet
 from lightning_glue.training.preemption import Preemption
 
@@ -106,7 +105,7 @@ def make_callbacks(
     from lightning_glue.training.checkpoints import Checkpoints
     from lightning_glue.training.progress import RunProgress
 
-    metric = get_task(config.task.name).selection_metric
+    metric = task_of(config).selection_metric
     best, monitor = BestEvaluation(metric), TrainingMonitor(config.trainer.log_every)
     callbacks: list[pl.Callback] = [best, *([EvaluationLine(monitor)] if shows else []), monitor, EvaluateAtTheEnd()]
     if shows:

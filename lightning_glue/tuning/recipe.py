@@ -7,6 +7,7 @@ from typing import Any
 
 from lightning_glue import config as configuration
 from lightning_glue.config import Config, options
+from lightning_glue.config.escape import escaped
 from lightning_glue.utils.files import new_file
 
 _UNNAMED = "roberta.base"  # what the model of a path is made from
@@ -30,16 +31,16 @@ def write_recipe(config: Config, *, study: str, trial: int, metric: str, value: 
         "# @package _global_",
         f"# Study {_one_line(study)}: trial {trial} of {trials}, {metric} {value:.4f}. Written by lightning_glue.tune.",
         "defaults:",
-        f"  - override /task: {config.task.name}",
+        f"  - override /task: {configuration.task_file(config)}",
         f"  - override /model: {model}",
-        f"  - override /data: {config.data.source}",
+        f"  - override /data: {configuration.data_file(config)}",
         "",
     ]
     own = differences(config, model)
     target = Path.cwd() / "experiments" / "tuned" / f"{config.task.name}.yaml"
     target.parent.mkdir(parents=True, exist_ok=True)
     with new_file(target) as file:
-        file.write("\n".join(lines) + (OmegaConf.to_yaml(OmegaConf.create(own)) if own else ""))
+        file.write("\n".join(lines) + (OmegaConf.to_yaml(OmegaConf.create(escaped(own))) if own else ""))
     return target
 
 
@@ -50,9 +51,16 @@ def _one_line(text: str) -> str:
 def differences(config: Config, model: str) -> dict[str, Any]:
     """The keys, nested, whose values are not those that task, ``model`` and data alone would give.
 
-    Of those that :func:`lightning_glue.config.identity` has: not where a run is carried out or recorded.
+    Of those that :func:`lightning_glue.config.identity` has: not where a run is carried out or recorded. And the
+    description of data of one's own.
     """
-    usual = configuration.compose(task=config.task.name, model=model, data=config.data.source)
+    description = config.task.description
+    usual = (
+        configuration.compose(model=model, data=description)
+        if description
+        else configuration.compose(task=config.task.name, model=model, data=config.data.source)
+    )
     before = configuration.identity(usual)
     own = {key: value for key, value in configuration.identity(config).items() if value != before[key]}
+    own |= {"task.name": config.task.name, "task.description": description} if description else {}
     return configuration.nested(own)

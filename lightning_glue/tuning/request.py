@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from lightning_glue import config as configuration
 from lightning_glue.config import Config, TuneConfig
+from lightning_glue.config.compose import Data
 from lightning_glue.errors import UserError, suggest
 from lightning_glue.execution.engines import check_engine, count_gpus
-from lightning_glue.tasks import TRAINABLE, get_task
+from lightning_glue.tasks import TRAINABLE
 from lightning_glue.training.default_model import with_default_model
 from lightning_glue.utils.logs import log
 
@@ -27,6 +28,8 @@ class Request:
     """A search as it is asked for; None leaves it to ``conf/`` or to what the machine has.
 
     Attributes:
+        task: a built-in one; None where ``data`` describes data of one's own.
+        data: ``glue``, ``sample``, or a resolved description.
         trials: of the whole study.
         storage: of the study, an address of Optuna's or the path of a journal file.
         workers: trials at a time, on this machine or on all nodes of the engine.
@@ -34,9 +37,9 @@ class Request:
         overrides: ``key=value``, also of ``tune.``; a key of the search space is then fixed.
     """
 
-    task: str
+    task: str | None
     model: str | None = None
-    data: str | None = None
+    data: Data = None
     experiment: str | None = None
     trials: int | None = None
     study: str | None = None
@@ -80,7 +83,7 @@ class Search:
 
     @property
     def metric(self) -> str:
-        return get_task(self.config.task.name).selection_metric
+        return configuration.task_of(self.config).selection_metric
 
     def warn_of_unused_epochs(self) -> None:
         """Say so where the epochs that are searched may change nothing."""
@@ -98,7 +101,9 @@ def compose_search(request: Request, engine: Engine) -> Search:
     Raises:
         UserError: a mistake in it or in ``conf/tune/``.
     """
-    if request.task not in TRAINABLE:
+    if request.task is None and not isinstance(request.data, Mapping):
+        raise UserError("--task is missing; expected a task of GLUE, or --data with the description of your own data")
+    if request.task is not None and request.task not in TRAINABLE:
         raise UserError(f"unknown task {request.task!r}{suggest(request.task, TRAINABLE)}")
     flags = {"tune.trials": request.trials, "tune.retries": request.retries}
     tuning = [f"{key}={value}" for key, value in flags.items() if value is not None]

@@ -99,7 +99,9 @@ def make_groups(request: Request, search: Search, engine: Engine, folder: Path) 
 
     config = search.config
     how = Division(request.workers, search.gpus, request.gpus_per_trial, request.trials_per_gpu, request.procs)
-    files = Files((config.task.name,), config.data.glue_dir if config.data.source == "glue" else None)
+    folder_of_glue = config.data.glue_dir if config.data.source == "glue" else None
+    own = tuple(str(file["path"]) for file in (config.task.description or {"files": {}})["files"].values())
+    files = Files((config.task.name,) if folder_of_glue else (), folder_of_glue, own)
     return engine.groups(how, OBJECTIVE, folder, files)
 
 

@@ -116,7 +116,7 @@ class SharedStudy:
             if isinstance(value, dict):
                 parts = sorted(set(value) | set(stored[key]))
                 part = next(part for part in parts if value.get(part) != stored[key].get(part))
-                found, asked = stored[key].get(part, "not searched"), value.get(part, "not searched")
+                found, asked = (str(said.get(part, "not searched"))[:200] for said in (stored[key], value))
                 raise UserError(
                     f"study {self.name!r} was made with another {key}: {part} is {found} there, {asked} here; "
                     "use the same configuration or another --study"

@@ -5,11 +5,11 @@ from __future__ import annotations
 import re
 from pathlib import Path
 from urllib.parse import unquote, urlparse
-from urllib.request import url2pathname
 
-from lightning_glue.errors import UserError
+from lightning_glue.errors import ConfigError, UserError
 
 _CHECKPOINT = re.compile(r"checkpoints/[A-Za-z0-9_][\w.-]*\.ckpt", re.ASCII)
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}")
 _SQLITE = re.compile(r"sqlite(?:\+\w+)?:///([^?]*)")
 
 
@@ -43,6 +43,8 @@ def local_folder(artifact_uri: str) -> Path | None:
     went to the unquoted path, that is it.
     """
     if artifact_uri.startswith("file:"):
+        from urllib.request import url2pathname  # brings http.client along, which no argument error needs
+
         return Path(url2pathname(urlparse(artifact_uri).path))
     if not artifact_uri or re.match(r"[A-Za-z][\w+.-]+:", artifact_uri):
         return None
@@ -65,3 +67,17 @@ def sqlite_file(uri: str | None) -> Path | None:
 def sqlite_uri(database: Path) -> str:
     """The address of a database; what SQLAlchemy would take for more than a path is quoted, and nothing else."""
     return f"sqlite:///{str(database.absolute()).replace('%', '%25').replace('?', '%3F')}"
+
+
+def plain_name(text: object, what: str) -> str:
+    """``text`` if it may be the name of a folder, of an experiment and of a registered model alike.
+
+    Raises:
+        ConfigError: it is something else, a path for instance.
+    """
+    if not isinstance(text, str) or not _NAME.fullmatch(text):
+        raise ConfigError(
+            f"{what} {str(text)[:80]!r} cannot be a name; expected letters of ASCII, digits, '_', '-' and '.', a "
+            "letter or digit first, 64 at most"
+        )
+    return text

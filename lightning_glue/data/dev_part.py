@@ -1,0 +1,73 @@
+"""Which rows of a training file are its dev set, where there is no file for it: stratified, by digest of the texts."""
+
+from __future__ import annotations
+
+import hashlib
+from collections import Counter, defaultdict
+from collections.abc import Sequence
+
+_BINS = 10  # of a regression's labels, equally full
+
+
+def dev_rows(
+    texts: Sequence[Sequence[str]], labels: Sequence[str] | Sequence[tuple[str, ...]], share: float, seed: int
+) -> list[bool]:
+    """For each row whether it is of the dev set.
+
+    Of each stratum (class; tenth of a regression's labels; the rarest of several labels) the rows with the smallest
+    digests of seed and texts, so many that the shares of the strata are as equal as whole rows let them be. So neither
+    the order of the rows nor the machine matters, and rows of a stratum with the same texts stay together. At least one
+    row is of the dev set, and of each stratum at least one is not.
+
+    Args:
+        texts: one or two lists with a text for each row.
+        labels: of each row; strings of numbers stand for numbers only in a list made by :func:`bins`.
+    """
+    strata: dict[object, list[int]] = defaultdict(list)
+    for row, stratum in enumerate(_strata(labels)):
+        strata[stratum].append(row)
+    ordered = sorted(strata.items(), key=lambda item: str(item[0]))
+    counts = _quotas([len(rows) for _, rows in ordered], share)
+    chosen = [False] * len(labels)
+    for (_, rows), count in zip(ordered, counts):
+        digests = {row: _digest(seed, [column[row] for column in texts]) for row in rows}
+        rows = sorted(rows, key=lambda row: (digests[row], row))
+        while 0 < count < len(rows) and digests[rows[count - 1]] == digests[rows[count]]:
+            count += 1  # the same texts on one side
+        if count == len(rows):
+            count = 0
+        for row in rows[:count]:
+            chosen[row] = True
+    if not any(chosen) and len(chosen) > 1:
+        chosen[min(range(len(labels)), key=lambda row: _digest(seed, [column[row] for column in texts]))] = True
+    return chosen
+
+
+def bins(labels: Sequence[float]) -> list[str]:
+    """The tenth of all labels that each lies in, the same for equal labels."""
+    ordered = sorted(labels)
+    first = {label: place for place, label in reversed(list(enumerate(ordered)))}
+    return [str(first[label] * _BINS // len(labels)) for label in labels]
+
+
+def _strata(labels: Sequence[str] | Sequence[tuple[str, ...]]) -> list[str]:
+    counts = Counter(one for label in labels for one in (label if isinstance(label, tuple) else ()))
+    return [
+        min(label, key=lambda one: (counts[one], one), default="") if isinstance(label, tuple) else label
+        for label in labels
+    ]
+
+
+def _quotas(sizes: list[int], share: float) -> list[int]:
+    """How many of each stratum: ``share`` of it rounded down, and one more for the largest remainders."""
+    wanted = [size * share for size in sizes]
+    quotas = [min(int(number), size - 1) for number, size in zip(wanted, sizes)]
+    missing = max(1, round(sum(sizes) * share)) - sum(quotas)
+    by_remainder = sorted(range(len(sizes)), key=lambda i: (quotas[i] - wanted[i], i))
+    for i in by_remainder[: max(missing, 0)]:
+        quotas[i] += quotas[i] < sizes[i] - 1
+    return quotas
+
+
+def _digest(seed: int, texts: list[str]) -> bytes:
+    return hashlib.sha256("\0".join([str(seed), *texts]).encode("utf-8", "surrogatepass")).digest()
