@@ -9,7 +9,7 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, BinaryIO, Literal
+from typing import TYPE_CHECKING, Any, BinaryIO, Literal
 
 from lightning_glue.errors import DataError, UserError
 from lightning_glue.tasks import Split, Task
@@ -85,6 +85,26 @@ def read_split(task: Task, split: Split, directory: Path, on_bad_row: OnBadRow =
     except UserError as error:
         needless = "" if split.labelled or not task.train else "; where nothing is to be predicted, remove the file"
         raise DataError(f"{error}{needless}") from None
+    except FileNotFoundError:
+        raise DataError(_missing(task, split, directory)) from None
+    except OSError as error:
+        raise DataError(f"cannot read {path}: {error.strerror or error}") from error
+
+
+def survey_split(task: Task, split: Split, directory: Path) -> tuple[Rows, list[int], list[tuple[int, str]]]:
+    """The rows of a split that can be read, their lines, and line and fault of each other one.
+
+    Raises:
+        DataError: as :func:`read_split` where it is not a single row.
+    """
+    path = directory / task.directory / split.file_name
+    digest = hashlib.sha256()
+    try:
+        with path.open("rb") as file:
+            fields, lines = _read_layout(task, split, path, lines_of(file, digest))
+            survey = _Survey(task, split, path, fields, "skip")
+            survey.read(survey.numbered(lines))
+        return survey.rows(digest.hexdigest()), survey.kept(), survey.faults
     except FileNotFoundError:
         raise DataError(_missing(task, split, directory)) from None
     except OSError as error:
@@ -262,6 +282,34 @@ class _Collector:
         if not self.split.labelled:
             advice = "fix the row: every row of this file gets a prediction, so none is skipped"
         raise DataError(f"{self.path}:{number}: {reason}; {advice}")
+
+
+class _Survey(_Collector):
+    """A collector that notes each fault and goes on."""
+
+    def __init__(self, *arguments: Any) -> None:
+        super().__init__(*arguments)
+        self.faults: list[tuple[int, str]] = []
+        self._numbers: list[int] = []
+
+    def numbered(self, lines: Iterator[tuple[int, bytes]]) -> Iterator[tuple[int, bytes]]:
+        for number, line in lines:
+            self._numbers.append(number)
+            yield number, line
+
+    def kept(self) -> list[int]:
+        """The lines of the rows that could be read."""
+        faulty = {number for number, _ in self.faults}
+        return [number for number in self._numbers if number not in faulty]
+
+    def _wrong_fields(self, number: int, line: bytes) -> None:
+        if self.split.drop_malformed:
+            self.faults.append((number, "a wrong number of fields, left out as by fairseq"))
+        super()._wrong_fields(number, line)
+
+    def _bad(self, number: int, reason: str) -> None:
+        self.faults.append((number, reason))
+        super()._bad(number, reason)
 
 
 def _missing(task: Task, split: Split, directory: Path) -> str:

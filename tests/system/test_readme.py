@@ -104,10 +104,22 @@ def library_answers(code: str, trained: tuple[Path, Path]) -> list[str]:
     return first
 
 
+def own_data_answers(code: str, trained: tuple[Path, Path]) -> list[str]:
+    rows = "A fine film.,5\nA dull film.,1\n" * 20
+    (trained[0] / "films.csv").write_text(f"review,stars\n{rows}")
+    assert code.count('model="minilm"') == 1
+    code = code.replace('model="minilm"', 'model="tiny", gpus=0, max_steps=2')
+    first, second = answers(code, "load(run).predict('a').probabilities.tolist()", trained[0])
+    assert first == second
+    assert "classes=('1', '5')" in first[1]
+    return first
+
+
 RUNNERS: dict[str, Callable[[str, tuple[Path, Path]], list[str]]] = {
     "from fairseq.models.roberta import RobertaModel": fairseq_answers,
     "import mlflow": pyfunc_answers,
     "import lightning_glue as lg": library_answers,
+    "from lightning_glue import fit, load": own_data_answers,
 }
 
 
