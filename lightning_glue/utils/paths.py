@@ -10,6 +10,8 @@ from urllib.request import url2pathname
 from lightning_glue.errors import UserError
 
 _CHECKPOINT = re.compile(r"checkpoints/[A-Za-z0-9_][\w.-]*\.ckpt", re.ASCII)
+_HUB = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", re.ASCII)
+_WEIGHTS = (".pt", ".ckpt", ".bin", ".safetensors")
 _SQLITE = re.compile(r"sqlite(?:\+\w+)?:///([^?]*)")
 
 
@@ -65,3 +67,8 @@ def sqlite_file(uri: str | None) -> Path | None:
 def sqlite_uri(database: Path) -> str:
     """The address of a database; what SQLAlchemy would take for more than a path is quoted, and nothing else."""
     return f"sqlite:///{str(database.absolute()).replace('%', '%25').replace('?', '%3F')}"
+
+
+def is_hub_name(text: str) -> bool:
+    """Whether ``text`` is ``owner/name`` of a model of the Hugging Face hub; a path that exists is always a path."""
+    return bool(_HUB.fullmatch(text)) and not text.endswith(_WEIGHTS) and not Path(text).exists()
