@@ -1,7 +1,7 @@
 """The configuration of a run: ``conf/`` composed by Hydra into a typed schema, its keys and its identity."""
 
 from lightning_glue.config.compose import compose, compose_tune, experiments, options, quote
-from lightning_glue.config.identity import digest, flatten, identity, nested, recorded, unflatten
+from lightning_glue.config.identity import decides, digest, flatten, identity, nested, recorded, unflatten
 from lightning_glue.config.schema import (
     Config,
     DataConfig,
@@ -16,6 +16,6 @@ from lightning_glue.config.schema import (
 
 __all__ = [
     "Config", "DataConfig", "ModelConfig", "OptimizerConfig", "TaskConfig", "TrackingConfig", "TrainerConfig",
-    "TuneConfig", "compose", "compose_tune", "digest", "experiments", "flatten", "identity", "keys", "nested",
-    "options", "quote", "recorded", "unflatten",
+    "TuneConfig", "compose", "compose_tune", "decides", "digest", "experiments", "flatten", "identity", "keys",
+    "nested", "options", "quote", "recorded", "unflatten",
 ]  # fmt: skip

@@ -35,6 +35,6 @@ def hub_folder(name: str) -> Path:
         why = hide_secrets(first_line(error, 200))
         raise DataError(
             f"model {name}: no such path here, and the Hugging Face hub does not give it "
-            f"({type(error).__name__}: {why}); expected a path that exists, or owner/name with the network or the cache of "
-            "HF_HOME at hand"
+            f"({type(error).__name__}: {why}); expected a path that exists, or owner/name with the network or "
+            "the cache of HF_HOME at hand"
         ) from None
