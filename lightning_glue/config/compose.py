@@ -12,6 +12,7 @@ from lightning_glue.config.check import checked
 from lightning_glue.config.schema import OWN, Config, TuneConfig, keys, task_of
 from lightning_glue.errors import ConfigError, suggest
 from lightning_glue.tasks import TASKS
+from lightning_glue.utils.paths import is_hub_name
 
 Data: TypeAlias = str | Mapping[str, Any] | None
 
@@ -52,9 +53,11 @@ def _choose(group: str, name: str) -> str:
 
 
 def _choose_model(name: str) -> list[str]:
-    """A named model, or the path of a fairseq checkpoint or directory."""
+    """A named model, the path of a checkpoint or folder of fairseq or Hugging Face, or ``owner/name`` of its hub."""
     if name in options("model"):
         return [f"model={name}"]
+    if is_hub_name(name):
+        return ["model=roberta.base", f"model.name={quote(name.partition('/')[2])}", f"model.source={quote(name)}"]
     if "/" in name or name.endswith((".pt", ".ckpt")):
         path = Path(name).expanduser()
         if not path.exists():

@@ -56,12 +56,15 @@ def identity(config: Config) -> dict[str, Any]:
     With ``trainer.auto_batch`` not the two that follow from the memory of the machine, see
     :mod:`lightning_glue.training.auto_batch`.
     """
-    left_out = _PLACE | (_CHOSEN if config.trainer.auto_batch else set())
-    found = {
-        key: value for key, value in flatten(config).items() if key not in left_out and not key.startswith("tracking.")
-    }
+    left_out = _CHOSEN if config.trainer.auto_batch else set()
+    found = {key: value for key, value in flatten(config).items() if key not in left_out and decides(key)}
     name = ".".join(_DESCRIPTION)
     return found | {f"{name}.{key}": value for key, value in without_place(found.pop(name, None)).items()}
+
+
+def decides(key: str) -> bool:
+    """Whether a key changes what comes out of a training beyond rounding."""
+    return key not in _PLACE and not key.startswith("tracking.")
 
 
 def without_place(description: Mapping[str, Any] | None) -> dict[str, Any]:

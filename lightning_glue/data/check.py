@@ -98,7 +98,7 @@ def check(task: Task, root: Path, encoder: Tokenizer, max_tokens: int, *, predic
     for one in splits:
         if len(one):
             parts = [encoder.encode(column) for column in one.texts]
-            one.tokens = sum(lengths for _, lengths in parts) + 1 + (len(parts) == 2)
+            one.tokens = np.sum([lengths for _, lengths in parts], axis=0) + 1 + (len(parts) == 2)
         findings += _of_texts(one, max_tokens)
         findings += _of_labels(task, one)
     train = next((one for one in splits if one.split.name == "train"), None)

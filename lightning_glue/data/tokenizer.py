@@ -11,7 +11,7 @@ import json
 import logging
 import re
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -29,7 +29,8 @@ SPECIALS = ("<s>", "<pad>", "</s>", "<unk>")
 _OVERWRITE = "#fairseq:overwrite"
 _FILLING = re.compile(r"madeupword\d+|<[^>]*>")  # what fairseq itself adds to a dictionary
 _ADDED = ("<>", "[]")  # first and last letter of tokens that are not made of letters, such as <|endoftext|>
-_BERT_SPECIALS = frozenset({"[CLS]", "[PAD]", "[SEP]", "[UNK]", "[MASK]"})
+BERT_SPECIALS = ("[CLS]", "[PAD]", "[SEP]", "[UNK]", "[MASK]")
+SETTINGS = "tokenizer_config.json"  # the file of what is unusual: add_prefix_space or do_lower_case, as transformers do
 _MOST_IDS = 10_000_000
 _CHUNK = 4096  # lines handed to the Rust threads at once
 _WORDS_CHUNK = 65536  # lines cut into words at once: enough for most words to come again
@@ -44,6 +45,8 @@ class Tokenizer:
         counts: the counts written beside the symbols in ``dict.txt``.
         files: what fairseq needs to encode text with it, file name -> bytes (see :mod:`lightning_glue.export.fairseq`).
         bpe: fairseq's name of the encoder, ``gpt2`` or ``bert``.
+        prefix_space: a text that begins with no space gets one, so that its first word is encoded like the others.
+        cased: capitals and accents stay, of ``bert``; ``gpt2`` always keeps them.
     """
 
     bpe: str
@@ -52,6 +55,8 @@ class Tokenizer:
     counts: list[int]
     lookup: np.ndarray  # (backend vocabulary,) int32: backend id -> dictionary id
     files: dict[str, bytes]
+    prefix_space: bool = False
+    cased: bool = False
 
     @property
     def dictionary_size(self) -> int:
@@ -121,6 +126,8 @@ class Tokenizer:
 
     def _encode_words(self, lines: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
         """:meth:`encode` of some lines through their distinct words, which is all that byte-pair encoding looks at."""
+        if self.prefix_space:
+            lines = [line if line.startswith(" ") else f" {line}" for line in lines]
         found = pretokenizer.split(lines)
         ids, counts = self._encode_texts(found.texts)
         begins = np.cumsum(counts) - counts
@@ -141,7 +148,7 @@ def read_dictionary(path: Path) -> tuple[list[str], list[int]]:
     symbols: list[str] = []
     counts: list[int] = []
     seen = set(SPECIALS)
-    for number, line in enumerate(_lines(path), 1):
+    for number, line in enumerate(text_lines(path, "a fairseq dict.txt"), 1):
         symbol, space, count = line.rstrip().rpartition(" ")
         overwrite = count == _OVERWRITE
         if overwrite:
@@ -161,15 +168,15 @@ def read_dictionary(path: Path) -> tuple[list[str], list[int]]:
     return symbols, counts
 
 
-def _lines(path: Path) -> list[str]:
+def text_lines(path: Path, expected: str) -> list[str]:
     """Lines of a dictionary, ended as Python's text files end them: other separators are symbols."""
     try:
         with open(path, encoding="utf-8") as file:
             lines = file.readlines()
     except OSError as error:
-        raise DataError(f"{path} cannot be read: {error.strerror}; expected a fairseq dict.txt") from None
+        raise DataError(f"{path} cannot be read: {error.strerror}; expected {expected}") from None
     except UnicodeDecodeError as error:
-        raise DataError(f"{path} is not UTF-8 at byte {error.start + 1}; expected a fairseq dict.txt") from None
+        raise DataError(f"{path} is not UTF-8 at byte {error.start + 1}; expected {expected}") from None
     if lines and lines[0].startswith("\ufeff"):
         raise DataError(f"{path} begins with a byte order mark, which would be part of the first symbol; remove it")
     return lines
@@ -204,19 +211,36 @@ def gpt2(encoder_json: Path, vocab_bpe: Path, dictionary: Path) -> Tokenizer:
             raise DataError(f"{path} is missing; RoBERTa's BPE needs encoder.json, vocab.bpe and dict.txt")
     encoder, merges = encoder_json.read_bytes(), vocab_bpe.read_bytes()
     symbols, counts = read_dictionary(dictionary)
-    vocabulary = _read_vocabulary(encoder_json, encoder)
+    vocabulary = read_vocabulary(encoder_json, encoder)
     _check_symbols(dictionary, symbols, set(map(str, vocabulary.values())), encoder_json)
+    return byte_level(encoder, merges, symbols, counts, encoder_json, vocab_bpe)
+
+
+def byte_level(
+    encoder: bytes,
+    merges: bytes,
+    symbols: list[str],
+    counts: list[int],
+    encoder_json: Path,
+    vocab_bpe: Path,
+    *,
+    prefix_space: bool = False,
+) -> Tokenizer:
+    """:func:`gpt2` of the files' content; the paths are named in errors."""
+    vocabulary = read_vocabulary(encoder_json, encoder)
+    settings = {SETTINGS: json.dumps({"add_prefix_space": True}).encode()} if prefix_space else {}
     return Tokenizer(
         bpe="gpt2",
-        backend=_byte_level(vocabulary, _read_merges(vocab_bpe, merges), vocab_bpe),
+        backend=_backend(vocabulary, _read_merges(vocab_bpe, merges), vocab_bpe),
         symbols=symbols,
         counts=counts,
         lookup=_lookup_table(vocabulary, lambda _, token_id: str(token_id), symbols),
-        files={"vocab.json": encoder, "merges.txt": merges},
+        files={"vocab.json": encoder, "merges.txt": merges, **settings},
+        prefix_space=prefix_space,
     )
 
 
-def _read_vocabulary(path: Path, content: bytes) -> dict[str, int]:
+def read_vocabulary(path: Path, content: bytes) -> dict[str, int]:
     """Tokens and ids of an ``encoder.json``, in which every byte has a token: others would vanish from the text."""
     from tokenizers import pre_tokenizers
 
@@ -248,7 +272,7 @@ def _read_merges(path: Path, content: bytes) -> list[tuple[str, str]]:
     return [(first, second) for first, second in pairs]
 
 
-def _byte_level(vocabulary: dict[str, int], pairs: list[tuple[str, str]], path: Path) -> Any:
+def _backend(vocabulary: dict[str, int], pairs: list[tuple[str, str]], path: Path) -> Any:
     from tokenizers import Tokenizer as Backend
     from tokenizers import models, pre_tokenizers
 
@@ -267,25 +291,29 @@ def _byte_level(vocabulary: dict[str, int], pairs: list[tuple[str, str]], path: 
     return backend
 
 
-def wordpiece(vocab_txt: Path, dictionary: Path | None = None) -> Tokenizer:
-    """BERT's uncased WordPiece from ``vocab.txt``; ``[CLS] [PAD] [SEP] [UNK] [MASK]`` become fairseq's specials.
+def wordpiece(
+    vocab_txt: Path, dictionary: Path | None = None, *, cased: bool = False, content: bytes | None = None
+) -> Tokenizer:
+    """BERT's WordPiece from ``vocab.txt``; ``[CLS] [PAD] [SEP] [UNK] [MASK]`` become fairseq's specials.
 
     Args:
         dictionary: fairseq's ``dict.txt``; without one, the tokens in the order of ``vocab.txt``.
+        cased: capitals and accents stay.
+        content: of ``vocab_txt``, where it is at hand; the path is then only named in errors.
     """
     from tokenizers import Tokenizer as Backend
     from tokenizers import models, normalizers, pre_tokenizers
 
-    content = vocab_txt.read_bytes()
+    content = vocab_txt.read_bytes() if content is None else content
     vocabulary = {token: i for i, token in enumerate(_read_pieces(vocab_txt, content))}
-    symbols = [token for token in vocabulary if token not in _BERT_SPECIALS]
+    symbols = [token for token in vocabulary if token not in BERT_SPECIALS]
     counts = [1] * len(symbols)
     if dictionary:
         known = set(symbols)
         symbols, counts = read_dictionary(dictionary)
         _check_symbols(dictionary, symbols, known, vocab_txt)
     backend = Backend(models.WordPiece(vocabulary, unk_token="[UNK]"))
-    backend.normalizer = normalizers.BertNormalizer(lowercase=True)
+    backend.normalizer = normalizers.BertNormalizer(lowercase=not cased)
     backend.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
     return Tokenizer(
         bpe="bert",
@@ -293,7 +321,8 @@ def wordpiece(vocab_txt: Path, dictionary: Path | None = None) -> Tokenizer:
         symbols=symbols,
         counts=counts,
         lookup=_lookup_table(vocabulary, lambda token, _: token, symbols),
-        files={"bpecodes": content},
+        files={"bpecodes": content} | ({SETTINGS: json.dumps({"do_lower_case": False}).encode()} if cased else {}),
+        cased=cased,
     )
 
 
@@ -302,7 +331,7 @@ def _read_pieces(path: Path, content: bytes) -> list[str]:
         tokens = content.decode("utf-8").rstrip("\n").split("\n")
     except UnicodeDecodeError as error:
         raise DataError(f"{path} is not UTF-8 at byte {error.start + 1}; expected BERT's vocab.txt") from None
-    if missing := _BERT_SPECIALS - set(tokens):
+    if missing := set(BERT_SPECIALS) - set(tokens):
         raise DataError(f"{path} has no {', '.join(sorted(missing))}; expected BERT's vocab.txt, one token a line")
     if len(set(tokens)) != len(tokens):
         twice = next(token for i, token in enumerate(tokens) if token in tokens[:i])
@@ -312,9 +341,29 @@ def _read_pieces(path: Path, content: bytes) -> list[str]:
 
 def exported(directory: Path) -> Tokenizer:
     """The tokenizer of a directory written by :mod:`lightning_glue.export.fairseq`."""
-    if (directory / "bpecodes").is_file():
-        return wordpiece(directory / "bpecodes", directory / "input0" / "dict.txt")
-    return gpt2(directory / "vocab.json", directory / "merges.txt", directory / "input0" / "dict.txt")
+    return beside(directory, directory / "input0" / "dict.txt", ("vocab.json", "merges.txt"))
+
+
+def beside(folder: Path, dictionary: Path, names: tuple[str, str]) -> Tokenizer:
+    """The tokenizer whose files lie in ``folder``: WordPiece's ``bpecodes``, else byte-level BPE's two ``names``."""
+    settings = _read_settings(folder / SETTINGS)
+    if (folder / "bpecodes").is_file():
+        return wordpiece(folder / "bpecodes", dictionary, cased=settings.get("do_lower_case") is False)
+    found = gpt2(folder / names[0], folder / names[1], dictionary)
+    if settings.get("add_prefix_space") is not True:
+        return found
+    return replace(found, prefix_space=True, files=found.files | {SETTINGS: (folder / SETTINGS).read_bytes()})
+
+
+def _read_settings(path: Path) -> dict[str, Any]:
+    """What is unusual of a tokenizer; nothing where the file is not there."""
+    if not path.is_file():
+        return {}
+    try:
+        found = json.loads(path.read_bytes())
+    except (ValueError, RecursionError) as error:
+        raise DataError(f"{path} is no readable JSON ({first_line(error)}); export the model again") from None
+    return found if isinstance(found, dict) else {}
 
 
 def load_tokenizer(kind: str, bpe_dir: str | None, dictionary: Path | None = None) -> Tokenizer:

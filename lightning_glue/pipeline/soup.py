@@ -167,10 +167,13 @@ def _other_start(best: Run, other: Run) -> str:
 
 def _export(fine_tuned: FineTuned, folder: Path) -> None:
     from lightning_glue.export.fairseq import export
+    from lightning_glue.tracking import model_card
+    from lightning_glue.training.card_facts import of_model
 
     task = fine_tuned.task
     with new_folder(folder) as part:
         export(fine_tuned.model.cpu(), task, fine_tuned.tokenizer, list(task.labels), 0, part, fine_tuned.settings)
+        model_card.write(part, of_model(fine_tuned, f"soup of {task.name}"), "fairseq")
 
 
 def write_soup(soup: Soup, folder: Path) -> None:

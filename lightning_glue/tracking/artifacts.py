@@ -23,7 +23,8 @@ if TYPE_CHECKING:
 
 _RUN_ID = re.compile(r"[0-9a-f]{32}")
 _EXPORT = "fairseq"  # the run's artifact folder
-_READ = ("checkpoint_best.pt", "input0/dict.txt", "vocab.json", "merges.txt", "bpecodes")  # what is read of it
+_READ = ("checkpoint_best.pt", "input0/dict.txt", "vocab.json", "merges.txt", "bpecodes",
+         "tokenizer_config.json", "model_card.json")  # what is read of it  # fmt: skip
 EXPORT_DIGEST = "lineage.export_sha256"  # the run's tag: SHA-256 of the exported checkpoint
 
 

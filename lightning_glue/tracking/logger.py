@@ -91,6 +91,12 @@ class MLflowTracker(Logger):
         return (self._state and self._state.run_id) or self.journal_id
 
     @property
+    def minutes(self) -> float:
+        """Wall time since the run began, as its journal tells."""
+        start = self._journal.start()
+        return (now() - start["time"]) / 60_000 if start else 0.0
+
+    @property
     def experiment_id(self) -> str:
         """MLflow's id of the experiment; empty until the server was reached."""
         return self._state.experiment_id if self._state else ""

@@ -223,11 +223,21 @@ def _new_version(client: MlflowClient, name: str, run: Run, task: Task) -> Model
     tags |= {f"{_DATA}{split}": digest for split, digest in dataset_digests(run).items()}
     tags[_SCORE] = repr(selection_value(run, task))
     source = f"{run.info.artifact_uri}/{_EXPORT}"
-    made = client.create_model_version(name, source, run.info.run_id, tags, description=describe_version(run, task))
+    made = client.create_model_version(name, source, run.info.run_id, tags, description=_describe(client, run, task))
     first = _version_of(client, name, run.info.run_id) or made
     if first.version != made.version:  # another process registered the same run just now
         client.delete_model_version(name, made.version)
     return first
+
+
+def _describe(client: MlflowClient, run: Run, task: Task) -> str:
+    """:func:`describe_version` with the model's card behind it, where the run's export has one."""
+    from lightning_glue.tracking.card_of_run import completed, facts_of
+    from lightning_glue.tracking.model_card import description
+
+    first = describe_version(run, task)
+    facts = facts_of(client, run, _EXPORT)
+    return description(*completed(facts, client, run), first) if facts else first
 
 
 def describe_version(run: Run, task: Task) -> str:

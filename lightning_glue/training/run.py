@@ -243,7 +243,7 @@ class Training:
         tracker.log_metrics({f"best/{name}": value for name, value in best.values.items()}, step=best.step)
         self._describe(best)
         if self.config.tracking.checkpoints:
-            self._export(best.step)
+            self._export(best)
         self.preemption.check()
         drawn = {"learning_curves.png": figures.learning_curves(task, tracker.history)}
         for split, evaluation in best.evaluations.items():
@@ -267,16 +267,23 @@ class Training:
         level = majority_value(task, best.evaluations[task.dev[0].name].targets)
         self.tracker.set_tags({MAJORITY: repr(float(np.float32(level)))})
 
-    def _export(self, step: int) -> None:
+    def _export(self, best: BestEvaluation) -> None:
         from lightning_glue.data.labels import fairseq_symbols
         from lightning_glue.export.fairseq import export
+        from lightning_glue.tracking import model_card
         from lightning_glue.tracking.artifacts import EXPORT_DIGEST
+        from lightning_glue.training.card_facts import of_training
+        from lightning_glue.training.devices import resolve_devices
         from lightning_glue.utils.digests import file_sha256
 
         task, tokenizer = self.module.task, self.pretrained.tokenizer
         symbols = fairseq_symbols(task, self.data.prepared.directory)
         with self.tracker.artifact_folder("fairseq") as folder:
-            export(self.module.model.cpu(), task, tokenizer, symbols, step, folder, settings(self.config, self.data))
+            model = self.module.model.cpu()
+            export(model, task, tokenizer, symbols, best.step, folder, settings(self.config, self.data))
+            minutes = self.tracker.minutes * resolve_devices(self.config.trainer).world
+            facts = of_training(self.config, self.module, self.data, best, self.tracker.run_id, minutes)
+            model_card.write(folder, facts, "fairseq")
             self.tracker.set_tags({EXPORT_DIGEST: file_sha256(folder / "checkpoint_best.pt")})
 
     def write_predictions(self, folder: Path) -> None:

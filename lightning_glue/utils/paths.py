@@ -10,6 +10,8 @@ from lightning_glue.errors import ConfigError, UserError
 
 _CHECKPOINT = re.compile(r"checkpoints/[A-Za-z0-9_][\w.-]*\.ckpt", re.ASCII)
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}")
+_HUB = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", re.ASCII)
+_WEIGHTS = (".pt", ".ckpt", ".bin", ".safetensors")
 _SQLITE = re.compile(r"sqlite(?:\+\w+)?:///([^?]*)")
 
 
@@ -81,3 +83,8 @@ def plain_name(text: object, what: str) -> str:
             "letter or digit first, 64 at most"
         )
     return text
+
+
+def is_hub_name(text: str) -> bool:
+    """Whether ``text`` is ``owner/name`` of a model of the Hugging Face hub; a path that exists is always a path."""
+    return bool(_HUB.fullmatch(text)) and not text.endswith(_WEIGHTS) and not Path(text).exists()

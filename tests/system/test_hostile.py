@@ -39,7 +39,7 @@ from lightning_glue.errors import UserError
 from lightning_glue.export.fairseq import export
 from lightning_glue.inference.finetuned import load_fine_tuned
 from lightning_glue.model import pretrained
-from lightning_glue.model.checkpoint_file import model_state, safe_load
+from lightning_glue.model.checkpoint_file import model_state, safe_load, weights_file
 from lightning_glue.model.pretrained import Pretrained, load_pretrained
 from lightning_glue.model.roberta import build_model, fairseq_dictionary
 from lightning_glue.tasks import TASKS
@@ -227,8 +227,9 @@ def test_folders_of_archives_and_of_hugging_face(bpe: Path, tmp_path: Path) -> N
     for name in ("config.json", "model.safetensors"):
         (theirs / name).write_text("{}")
     for path in (theirs, theirs / "model.safetensors"):
-        said = refused(path, lambda path=path: load_pretrained(str(path), "gpt2", str(bpe), {}))
-        assert "is a model of Hugging Face, which is not read; expected a *.pt of fairseq, or one of minilm" in said
+        assert "model_type is 'None'" in refused(theirs, lambda path=path: load_pretrained(str(path), "gpt2", None, {}))
+        said = refused(path, lambda path=path: weights_file(path))
+        assert "is a model of Hugging Face; expected a *.pt of fairseq here (MODEL= takes its folder" in said
 
 
 # --- dictionaries and encoders -------------------------------------------------------------------------------------
