@@ -147,7 +147,7 @@ def hugging_face_model(folder: Path, outputs: int) -> Any:
     vocabulary = len(state[f"{encoder}embed_tokens.weight"])
     model = RobertaForSequenceClassification(
         RobertaConfig(vocab_size=vocabulary, max_position_embeddings=514, type_vocab_size=1, layer_norm_eps=1e-5,
-                      pad_token_id=1, bos_token_id=0, eos_token_id=2, num_labels=outputs)
+                      pad_token_id=1, bos_token_id=0, eos_token_id=2, **{"num_labels": outputs})
     )  # fmt: skip
     names = {
         "roberta.embeddings.word_embeddings": f"{encoder}embed_tokens",

@@ -62,7 +62,7 @@ def load_fine_tuned(path: Path) -> FineTuned:
     if "glue_task" not in state:
         raise CheckpointError(f"{path} was not exported by a training run (its 'glue_task' is missing)")
     with reading(str(path)):
-        task, encoder = get_task(state["glue_task"]), tokenizer.exported(path.parent)
+        task, encoder = _task(state), tokenizer.exported(path.parent)
         if state.get("glue_tokenizer", encoder.digest) != encoder.digest:
             raise CheckpointError(
                 f"the files of its tokenizer in {path.parent} are not those that it was exported with"
@@ -77,6 +77,11 @@ def load_fine_tuned(path: Path) -> FineTuned:
         return FineTuned(model.eval(), task, encoder, path, start.sha256, _settings(state))
 
 
+def _task(state: dict[str, Any]) -> Task:
+    """The task of an export."""
+    return get_task(str(state["glue_task"]))
+
+
 def _load_huggingface(folder: Path) -> FineTuned:
     """A ``*ForSequenceClassification``: what :mod:`lightning_glue.export.huggingface` wrote, or anybody's of a task.
 
@@ -86,7 +91,7 @@ def _load_huggingface(folder: Path) -> FineTuned:
     found = huggingface.load(folder)
     with reading(str(folder)):
         state = _record(found)
-        task = get_task(state["glue_task"])
+        task = _task(state)
         weights = _head_in_registry_order(state, task)
         start = Pretrained(found.args, found.state, found.tokenizer, found.sha256)
         with torch.random.fork_rng(devices=[]):
@@ -114,6 +119,7 @@ def _record(found: huggingface.HuggingFace) -> dict[str, Any]:
     return {
         "model": found.state,
         "glue_task": str(name),
+        "glue_description": own.get("description", ""),
         "glue_labels": labels,
         "glue_settings": own.get("settings", {}),
     }
