@@ -205,7 +205,7 @@ def test_a_version_says_what_it_comes_from(project: tuple[Path, list[str]]) -> N
     }
     assert {"data.train", "data.dev"} <= version.tags.keys()
     accuracy = store.get_run(runs[0]).data.metrics["best/dev/accuracy"]
-    assert version.description == (
+    assert version.description.partition("\n\n")[0] == (
         f"dev/accuracy {accuracy:.4f}, of run tiny lr 0.001 batch 16 1 epoch seed 1. "
         "Labels: 0 is not entailed, 1 is entailed."
     )
