@@ -42,7 +42,7 @@ export MLFLOW_BACKEND_STORE_URI := $(DB)
 endif
 
 # A variable that no target knows is most likely a known one, misspelt.
-KNOWN := TASK TASKS SEEDS JOBS_PER_GPU KEEP MODEL DATA GPUS PROCS EXPERIMENT INIT_FROM RESUME TRIALS WORKERS STUDY STORAGE DB ARTIFACTS HOSTS ARGS RUN PREDICT \
+KNOWN := TASK TASKS SEEDS JOBS_PER_GPU KEEP MODEL DATA GPUS PROCS EXPERIMENT INIT_FROM RESUME TRIALS WORKERS STUDY STORAGE DB ARTIFACTS HOSTS ARGS RUN PREDICT TO OUT \
 	BENCHMARKS PYTHON GLUE_DIR ROBERTA_BPE_DIR TORTURE_SEED TORTURE_KILLS TORTURE_MINUTES
 ENVIRONMENT := MLFLOW_% OPTUNA_% LIGHTNING_GLUE_% CUDA_% OMP_% HF_% MASTER_% PATH HOME SHELL BIN PIP
 GIVEN := $(foreach name,$(.VARIABLES),$(if $(filter command line,$(origin $(name))),$(name)))
@@ -52,7 +52,7 @@ $(error unknown variable $(UNKNOWN); expected one of $(KNOWN))
 endif
 
 .DEFAULT_GOAL := help
-.PHONY: help install train tune glue dashboard evaluate preprocess sync bench bench-gpu report submit register server ui test coverage mutate torture picture lint dist clean
+.PHONY: help install train tune glue dashboard evaluate preprocess sync bench bench-gpu report convert submit register server ui test coverage mutate torture picture lint dist clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 26
@@ -101,6 +101,10 @@ bench-gpu: $(INSTALLED) ## measure on a GPU beside fairseq in fp16: speed, MFU, 
 
 report: $(INSTALLED) ## table of the runs over their seeds, of TASK or of all; ARGS="--out DIR" writes Markdown and HTML
 	@$(BIN)/python -m lightning_glue.report $(call option,--task,$(TASK)) $(ARGS)
+
+convert: $(INSTALLED) ## write MODEL (a run, folder or file) for transformers, fairseq or ONNX: TO=hf OUT=<folder>
+	@$(call needs,MODEL)
+	@$(BIN)/python -m lightning_glue.convert $(call option,,$(MODEL)) $(call option,--to,$(TO)) $(call option,,$(OUT)) $(call option,--data,$(DATA)) $(ARGS)
 
 submit: $(INSTALLED) ## write the leaderboard's zip of a benchmark; ARGS="NAME --from ensemble", ARGS="--check ZIP"
 	@$(BIN)/python -m lightning_glue.submit $(ARGS)

@@ -145,10 +145,10 @@ def hugging_face_model(folder: Path, outputs: int) -> Any:
     state = fine_tuned(folder).state_dict()
     encoder = "encoder.sentence_encoder."
     vocabulary = len(state[f"{encoder}embed_tokens.weight"])
-    model = RobertaForSequenceClassification(
-        RobertaConfig(vocab_size=vocabulary, max_position_embeddings=514, type_vocab_size=1, layer_norm_eps=1e-5,
-                      pad_token_id=1, bos_token_id=0, eos_token_id=2, num_labels=outputs)  # type: ignore[call-arg]
-    )  # fmt: skip
+    config = RobertaConfig(vocab_size=vocabulary, max_position_embeddings=514, type_vocab_size=1, layer_norm_eps=1e-5,
+                           pad_token_id=1, bos_token_id=0, eos_token_id=2)  # fmt: skip
+    config.num_labels = outputs
+    model = RobertaForSequenceClassification(config)
     names = {
         "roberta.embeddings.word_embeddings": f"{encoder}embed_tokens",
         "roberta.embeddings.position_embeddings": f"{encoder}embed_positions",

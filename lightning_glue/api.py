@@ -125,7 +125,8 @@ def fit(
     Args:
         task: CoLA, SST-2, MRPC, STS-B, QQP, MNLI, QNLI, RTE or WNLI; may be left out with an ``experiment``, where
             ``resume`` names a run, and for data of your own.
-        model: ``minilm``, ``roberta.base``, ... or the path of a fairseq ``*.pt``. Default: where it runs on a GPU
+        model: ``minilm``, ``roberta.base``, ..., the path of a fairseq ``*.pt`` or of a folder of Hugging Face, or
+            ``owner/name`` of its hub. Default: where it runs on a GPU
             ``roberta.base``, else ``minilm``.
         data: ``glue`` (``$GLUE_DIR``, else the cache, else a download) or ``sample`` (generated); of your own the path
             of a description, or a dictionary with its keys (``docs/data.md``), such as ``labels`` or ``class_weights``.
@@ -251,7 +252,7 @@ def load(run: Run | str | os.PathLike[str], *, uri: str | None = None, device: s
     Args:
         run: a :class:`Run`; an MLflow run id; ``models:/glue-rte@champion`` or ``models:/glue-rte/3``; an exported
             directory or a ``*.pt`` in one; or a ``*.ckpt`` of a training, whose tokenizer is that of the run's export
-            beside it, else the one its configuration names.
+            beside it, else the one its configuration names; or a classifier's folder of Hugging Face.
         uri: the tracking store of a run id or a registered model. Default: MLFLOW_TRACKING_URI, else ``mlflow.db``.
         device: ``cpu`` or ``cuda``. Default: the GPU if there is one.
 

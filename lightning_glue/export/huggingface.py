@@ -79,6 +79,7 @@ def task_config(task: Task, settings: Mapping[str, Any]) -> dict[str, Any]:
             "task": task.name,
             "description": getattr(task, "description", ""),
             "label_scale": task.label_scale,
+            "label_offset": getattr(task, "label_offset", 0.0),
             "settings": dict(settings),
         },
     }

@@ -44,7 +44,7 @@ class Facts:
         splits: digest (SHA-256) and, where known, rows of each file by split.
         recipe: the configuration that decides what comes out, by dotted key.
         scores: of the best evaluation by name, such as ``dev/accuracy``.
-        scale: what the output of a regression is to be multiplied with.
+        scale, offset: output * scale + offset is a regression's score.
         confusion: by dev set, counts (true label, predicted label).
         epsilon: of LayerNorm.
         minutes: wall time times devices.
@@ -57,6 +57,7 @@ class Facts:
     texts: int = 1
     meanings: list[str] = field(default_factory=list)
     scale: float = 1.0
+    offset: float = 0.0
     source: str = ""
     start_sha256: str = ""
     data: str = ""
@@ -265,8 +266,9 @@ def _limits(facts: Facts, form: str) -> str:
         "- Not tested: texts of other kinds than its dev set's, other languages, fairness between groups of people, "
         "texts made to mislead it."
     )
-    if facts.problem_type == "regression" and facts.scale != 1 and form in ("hf", "onnx"):
-        lines.append(f"- Its output times {facts.scale:g} is the score on the task's scale.")
+    if facts.problem_type == "regression" and (facts.scale, facts.offset) != (1, 0) and form in ("hf", "onnx"):
+        plus = f" plus {facts.offset:g}" if facts.offset else ""
+        lines.append(f"- Its output times {facts.scale:g}{plus} is the score on the task's scale.")
     if facts.epsilon != 1e-5 and form == "fairseq":
         lines.append(
             f"- fairseq itself computes LayerNorm with an epsilon of 1e-5; this model has {facts.epsilon:g}, so its "

@@ -87,6 +87,7 @@ def of_task(task: Task) -> dict[str, Any]:
         "meanings": list(task.meanings),
         "texts": task.num_texts,
         "scale": task.label_scale,
+        "offset": getattr(task, "label_offset", 0.0),
     }
 
 

@@ -205,7 +205,7 @@ def test_a_version_says_what_it_comes_from(project: tuple[Path, list[str]]) -> N
     }
     assert {"data.train", "data.dev"} <= version.tags.keys()
     accuracy = store.get_run(runs[0]).data.metrics["best/dev/accuracy"]
-    assert version.description == (
+    assert version.description.partition("\n\n")[0] == (
         f"dev/accuracy {accuracy:.4f}, of run tiny lr 0.001 batch 16 1 epoch seed 1. "
         "Labels: 0 is not entailed, 1 is entailed."
     )
@@ -269,3 +269,42 @@ def test_an_unknown_run_is_one_line(project: tuple[Path, list[str]]) -> None:
     assert result.returncode == 2
     assert result.stderr.startswith(f"error: run {'0' * 32} cannot be registered")
     assert result.stderr.count("\n") == 1
+
+
+def test_a_version_is_described_by_its_card_with_the_seeds_until_then(project: tuple[Path, list[str]]) -> None:
+    folder, (first, second) = project
+    store = mlflow.MlflowClient(f"sqlite:///{folder / 'mlflow.db'}")
+    texts = {one.run_id: one.description for one in store.search_model_versions("name = 'glue-wnli-sample'")}
+    assert texts[first].startswith("dev/accuracy 0.") and "Labels: 0 is not entailed, 1 is entailed." in texts[first]
+    assert "One seed: how far others are from it is not known." in texts[first]
+    values = [store.get_run(run_id).data.metrics["best/dev/accuracy"] for run_id in (first, second)]
+    row = f"| dev/accuracy | {values[1]:.4f} | {sum(values) / 2:.4f} | {min(values):.4f} to {max(values):.4f} | 2 |"
+    assert row in texts[second] and "(seeds 1, 2)" in texts[second]
+    for section in ("Confusion, dev", "Data", "Limits", "Training", "Licence", "Recipe"):
+        assert f"## {section}\n" in texts[second]
+    alone = (Path(*folder.glob(f"mlruns/*/{second}/artifacts/fairseq")) / "README.md").read_text(encoding="utf-8")
+    assert "| 1 |" in alone and "One seed" in alone and f"run: {second}" in alone  # no request at a training's end
+
+
+def test_a_run_is_converted_with_the_seeds_in_its_card(project: tuple[Path, list[str]], tmp_path: Path) -> None:
+    from transformers import pipeline
+
+    folder, (first, second) = project
+    said = run("lightning_glue.convert", first, "--to", "hf", str(tmp_path / "out"), cwd=folder)
+    assert said.stderr == "" and f"wrote {tmp_path / 'out'}: README.md, config.json" in said.stdout
+    text = (tmp_path / "out" / "README.md").read_text(encoding="utf-8")
+    assert "(seeds 1, 2)" in text and "library_name: transformers" in text
+    assert str(folder) not in text + (tmp_path / "out" / "config.json").read_text(encoding="utf-8")
+    found = pipeline("text-classification", str(tmp_path / "out"), device="cpu")([{"text": "a", "text_pair": "b"}])
+    assert found[0]["label"] in ("0", "1")
+    scores = [
+        json.loads(run("lightning_glue.evaluate", model, "--gpus", "0", cwd=folder).stdout.split()[1])
+        for model in (first, str(tmp_path / "out"))
+    ]
+    assert scores[0] == scores[1]
+    again = run("lightning_glue.convert", second, "--to", "hf", str(tmp_path / "out"), cwd=folder, check=False)
+    assert again.returncode == 2 and "exists already" in again.stderr
+    elsewhere = f"sqlite:///{tmp_path / 'nowhere.db'}"
+    back = ["--to", "fairseq", str(tmp_path / "back"), "--uri", elsewhere]
+    moved = run("lightning_glue.convert", str(tmp_path / "out"), *back, cwd=tmp_path)
+    assert f"note: run {first} was not looked up" in moved.stderr and not (tmp_path / "nowhere.db").exists()
