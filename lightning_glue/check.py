@@ -66,7 +66,7 @@ def main() -> None:
         if len(group) > args.show:
             print(f"  and {len(group) - args.show} more like this")
     faults = sum(finding.severity == "fault" for finding in report.findings)
-    print(f"{faults} faults, {len(report.findings) - faults} warnings")
+    print(f"faults: {faults}, warnings: {len(report.findings) - faults}")
     sys.exit(1 if report.faulty else 0)
 
 

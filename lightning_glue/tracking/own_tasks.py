@@ -32,7 +32,12 @@ def task_tag(description: Mapping[str, Any]) -> dict[str, str]:
 
 def is_known(run: Run) -> bool:
     """Whether the task of a run is a built-in one, or the run says what it is."""
-    return run.data.params.get("task.name") in TRAINABLE or TASK in run.data.tags
+    if TASK not in run.data.tags:
+        return run.data.params.get("task.name") in TRAINABLE
+    try:
+        return bool(task_of_run(run).dev and "task.name" in run.data.params)
+    except ConfigError:  # anybody may have written it
+        return False
 
 
 def task_of_run(run: Run) -> Task:

@@ -103,7 +103,7 @@ def check_data_fits(config: Config, data: GlueDataModule) -> None:
         )
     if config.trainer.predict:
         if not any(split.name in data.splits for split in data.task.test):
-            names = ", ".join(split.file_name for split in data.task.test)
+            names = ", ".join(split.file_name for split in data.task.test) or "a test file in its description"
             raise UserError(f"trainer.predict=true, but {config.task.name} is there without {names}")
         read_indices(data.task, data.prepared)
         if config.task.name == "MNLI":

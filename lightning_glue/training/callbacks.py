@@ -114,7 +114,13 @@ class TrainingMonitor(pl.Callback):
             self._diverge(trainer, pl_module, f"step {trainer.global_step}")
 
     def _diverge(self, trainer: pl.Trainer, module: GlueModule, where: str) -> None:
-        first = self._first.describe(trainer, module.task.directory + "/" + module.task.splits[0].file_name)
+        task, train = module.task, module.task.splits[0]
+        file = f"{task.directory}/{train.file_name}"
+        if task.own:
+            file = f"{train.path} (those of {train.part})" if train.part else train.path
+        first = self._first.describe(trainer, file)
+            trainer, f"{train.path}{part}" if task.own else f"{task.directory}/{train.file_name}"
+        )
         module.diverged = f"{where}; {first}" if first else where
         trainer.should_stop = True
 

@@ -111,6 +111,8 @@ def _prepared(files: DataConfig, task: Task, tokenizer: Tokenizer, scores: bool,
 
 
 def _nothing_to_predict(task: Task, folder: Path) -> DataError:
+    if not task.test:
+        return DataError(f"{task.name}: nothing to predict, its description names no test file; give one with --data")
     names = ", ".join(split.file_name for split in task.test)
     return DataError(f"{task.name}: nothing to predict, no {names} in {folder}; nothing was written")
 
@@ -225,6 +227,10 @@ def load(
     task = evaluated_task(task_name, fine_tuned.task)
     if is_description(data):
         task = with_files_of(str(data), task)
+    elif data and task.own:
+        raise UserError(
+            f"the model was trained on {task.name}, not on {data}; leave --data out, or describe other files"
+        )
     with reading(str(fine_tuned.path)):
         config, note = with_own_settings(config, task, fine_tuned.settings, given)
     module = make_data(config, task, fine_tuned, scores=scores, predicts=predicts)

@@ -105,10 +105,10 @@ def test_the_command_ends_with_1_where_a_training_would_stop(
         lines = "".join(f"{text},{label}\n" for text, label in rows if label in ("good", "bad"))
         (tmp_path / f"{name}.csv").write_text(f"review,stars\n{lines}", encoding="utf-8")
     said = run("lightning_glue.check", *flags, cwd=tmp_path, ROBERTA_BPE_DIR=str(bpe_dir))
-    assert said.stdout.splitlines()[-1] == "0 faults, 8 warnings"
+    assert said.stdout.splitlines()[-1] == "faults: 0, warnings: 8"
     with (tmp_path / "train.csv").open("a") as file:
         file.write("no label\n")
     said = run("lightning_glue.check", *flags, cwd=tmp_path, check=False, ROBERTA_BPE_DIR=str(bpe_dir))
-    assert (said.returncode, said.stdout.splitlines()[-1]) == (1, "1 faults, 8 warnings")
+    assert (said.returncode, said.stdout.splitlines()[-1]) == (1, "faults: 1, warnings: 8")
     said = run("lightning_glue.check", "RTEE", cwd=tmp_path, check=False)
     assert (said.returncode, said.stderr) == (2, "error: unknown task 'RTEE'; did you mean 'RTE'?\n")
