@@ -5,18 +5,19 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
+from typing import Any
 
 import numpy as np
 import torch
 
 from lightning_glue.data.datamodule import TokenizedSplit, join_parts
-from lightning_glue.errors import DataError
+from lightning_glue.errors import CheckpointError, DataError
 from lightning_glue.inference.finetuned import FineTuned
 from lightning_glue.inference.predict import predict
 from lightning_glue.model.roberta import MAX_TOKENS, token_limit
 from lightning_glue.tasks import Task
 
-_BATCH_TOKENS = {"cpu": 2048, "cuda": 16384}  # padding included: what a CPU's caches hold, what fills a GPU
+BATCH_TOKENS = {"cpu": 2048, "cuda": 16384}  # padding included: what a CPU's caches hold, what fills a GPU
 
 
 @dataclass(frozen=True)
@@ -24,13 +25,14 @@ class Predictions:
     """What a model says of n examples, in their order.
 
     Attributes:
-        labels: (n,) the most probable class of each, a name of ``classes``; empty for regression.
-        probabilities: (n, classes) float64, each row sums to 1; (n, 0) for regression.
+        labels: (n,) the most probable class of each, a name of ``classes``; where an example has several, a tuple of
+            those at least as probable as not; empty for regression.
+        probabilities: (n, classes) float64, each row sums to 1, unless an example has several; (n, 0) for regression.
         scores: (n,) float64 on the task's own scale (STS-B: 0 to 5); empty for classification.
         classes: names of the columns of ``probabilities``; empty for regression.
     """
 
-    labels: list[str]
+    labels: list[Any]
     probabilities: np.ndarray = field(repr=False)
     scores: np.ndarray
     classes: tuple[str, ...]
@@ -45,14 +47,19 @@ class Model:
     Attributes:
         task: what it was trained on; ``task.labels`` are the classes.
         max_tokens: the longest example in tokens, special ones included.
+        temperature: what the outputs of a classification are divided by before they become probabilities.
+
+    Args:
+        calibrated: take the temperature that was fitted on the run's dev set; else it is 1.
     """
 
-    def __init__(self, fine_tuned: FineTuned, device: str = "cpu") -> None:
+    def __init__(self, fine_tuned: FineTuned, device: str = "cpu", *, calibrated: bool = False) -> None:
         self.fine_tuned, self.device = fine_tuned, torch.device(device)
         self.task: Task = fine_tuned.task
         asked = fine_tuned.settings.get("data.max_tokens", MAX_TOKENS)
         self.max_tokens = token_limit(fine_tuned.model, asked)
         fine_tuned.model.to(self.device)
+        self.temperature = _temperature(fine_tuned) if calibrated else 1.0
 
     def __repr__(self) -> str:
         return f"<Model of {self.task.name}: {self.fine_tuned.path} on {self.device}>"
@@ -95,11 +102,19 @@ class Model:
 
     def answer(self, columns: Sequence[Sequence[str]]) -> Predictions:
         """:meth:`predict` of texts that were checked: one or two columns of the same length."""
-        task, outputs = self.task, self.outputs(columns).double()
-        nothing = np.empty((len(outputs), 0))
+        return self.answered(self.outputs(columns))
+
+    def answered(self, outputs: torch.Tensor) -> Predictions:
+        """What head outputs (examples, classes) say."""
+        task, outputs = self.task, outputs.double()
         if task.is_regression:
             scores = (outputs.squeeze(-1) * task.label_scale).clamp(0, task.label_scale)
-            return Predictions([], nothing, scores.numpy(), ())
+            return Predictions([], np.empty((len(outputs), 0)), scores.numpy(), ())
+        outputs = outputs / self.temperature
+        if task.multilabel:
+            shares = outputs.sigmoid().numpy()
+            several = [tuple(task.labels[i] for i in np.flatnonzero(row >= 0.5)) for row in shares]
+            return Predictions(several, shares, np.empty(0), task.labels)
         shares = outputs.softmax(-1).numpy()
         return Predictions([task.labels[i] for i in shares.argmax(-1)], shares, np.empty(0), task.labels)
 
@@ -110,7 +125,14 @@ class Model:
         parts = [self.fine_tuned.tokenizer.encode([text.strip() for text in column]) for column in columns]
         tokens, lengths, _ = join_parts(parts, self.max_tokens)
         split = TokenizedSplit("rows", tokens, lengths, None)
-        return predict(self.fine_tuned.model, split, _BATCH_TOKENS[self.device.type])
+        return predict(self.fine_tuned.model, split, BATCH_TOKENS[self.device.type])
+
+
+def _temperature(fine_tuned: FineTuned) -> float:
+    found = fine_tuned.settings.get("temperature")
+    if not isinstance(found, float) or not 0 < found < float("inf"):
+        raise CheckpointError(f"{fine_tuned.path} has no temperature: its run fitted none; leave calibrated out")
+    return found
 
 
 def _listed(name: str, texts: str | Iterable[str]) -> list[str]:
