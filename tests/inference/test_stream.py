@@ -27,21 +27,6 @@ from lightning_glue.model.roberta import build_model, logits
 from lightning_glue.tasks import TASKS
 
 WORDS = "a an the film story plot dull fine terrible wonderful slowly never ever told".split()  # noqa: SIM905
-    "a",
-    "an",
-    "the",
-    "film",
-    "story",
-    "plot",
-    "dull",
-    "fine",
-    "terrible",
-    "wonderful",
-    "slowly",
-    "never",
-    "ever",
-    "told",
-]
 
 
 def make_scorer(name: str, bpe_dir: Path, folder: Path) -> Scorer:
