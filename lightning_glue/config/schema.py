@@ -129,6 +129,7 @@ class TrackingConfig(_Part):
     register: bool
     journal: str
     system_metrics_seconds: Annotated[float, Ge(0.1)] | None
+    errors: bool = True
 
 
 @dataclass

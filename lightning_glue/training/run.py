@@ -241,13 +241,16 @@ class Training:
         tracker.log_metrics({f"best/{name}": value for name, value in best.values.items()}, step=best.step)
         self._describe(best)
         if self.config.tracking.checkpoints:
-            self._export(best.step)
+            self._export(best)
         self.preemption.check()
         drawn = {"learning_curves.png": figures.learning_curves(task, tracker.history)}
         for split, evaluation in best.evaluations.items():
             drawn |= figures.evaluation_figures(task, split, evaluation)
         tracker.log_figures(drawn)
         self.preemption.check()
+        if self._analyses:
+            self._write_errors(best)
+            self.preemption.check()
         if self.config.trainer.predict:
             head = self.module.model.classification_heads[HEAD]  # the one module that every way through the model calls
             head.register_forward_pre_hook(lambda *_: self.preemption.check())
@@ -265,16 +268,33 @@ class Training:
         level = majority_value(task, best.evaluations[task.dev[0].name].targets)
         self.tracker.set_tags({MAJORITY: repr(float(np.float32(level)))})
 
-    def _export(self, step: int) -> None:
+    @property
+    def _analyses(self) -> bool:
+        """Whether errors are looked into; nobody looks at those of a search's trials, whose models are not kept."""
+        return self.config.tracking.errors and self.config.tracking.checkpoints
+
+    def _write_errors(self, best: BestEvaluation) -> None:
+        from lightning_glue.training.errors import write_errors
+
+        model, tokenizer = self.module.model, self.pretrained.tokenizer
+        with self.tracker.artifact_folder("errors") as folder:
+            tags = write_errors(self.config, model, tokenizer, self.data, best, folder)
+        self.tracker.set_tags(tags)
+
+    def _export(self, best: BestEvaluation) -> None:
         from lightning_glue.data.labels import read_label_symbols
         from lightning_glue.export.fairseq import export
         from lightning_glue.tracking.artifacts import EXPORT_DIGEST
+        from lightning_glue.training.errors import fitted_temperature
         from lightning_glue.utils.digests import file_sha256
 
         task, tokenizer = self.module.task, self.pretrained.tokenizer
         symbols = [] if task.is_regression else read_label_symbols(self.data.prepared.directory)
+        kept = settings(self.config, self.data)
+        if self._analyses and (temperature := fitted_temperature(task, best)) is not None:
+            kept["temperature"] = temperature
         with self.tracker.artifact_folder("fairseq") as folder:
-            export(self.module.model.cpu(), task, tokenizer, symbols, step, folder, settings(self.config, self.data))
+            export(self.module.model.cpu(), task, tokenizer, symbols, best.step, folder, kept)
             self.tracker.set_tags({EXPORT_DIGEST: file_sha256(folder / "checkpoint_best.pt")})
 
     def write_predictions(self, folder: Path) -> None:
