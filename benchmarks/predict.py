@@ -3,8 +3,8 @@
     GLUE_DIR=... ROBERTA_BPE_DIR=... python benchmarks/predict.py [ROUNDS [ROWS [SHAPE]]]
 
 Two shapes: all-MiniLM-L6-v2 and, with random weights, roberta.base. Each side begins with texts and ends with labels.
-The pipeline takes the batch size that is its fastest in two looks at the same texts; ONNX runtime has the exported graph
-in float32, and batches that are sorted by length. Sides alternate round by round; labels are compared.
+The pipeline takes the batch size that is its fastest in two looks at the same texts; ONNX runtime has the exported
+graph in float32, and batches that are sorted by length. Sides alternate round by round; labels are compared.
 """
 
 from __future__ import annotations
