@@ -28,7 +28,8 @@ def run(cache: Path, bpe_dir: Path, tmp_path_factory: pytest.TempPathFactory) ->
     rows = "".join(f"Factivity\t\tNegation\t\tNews\tA man {i} sleeps.\tHe.\t{label}\n"
                    for i, label in enumerate(MNLI.labels))  # fmt: skip
     (root / "diagnostic" / "diagnostic-full.tsv").write_text(HEADER + rows)
-    store = {"data.bpe_dir": str(bpe_dir), "tracking.uri": f"sqlite:///{folder}/mlflow.db", "tracking.journal": str(folder / "journal"),
+    store: dict[str, str | None] = {"data.bpe_dir": str(bpe_dir)}
+    store |= {"tracking.uri": f"sqlite:///{folder}/mlflow.db", "tracking.journal": str(folder / "journal"),
              "tracking.system_metrics_seconds": None}  # fmt: skip
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
