@@ -52,7 +52,7 @@ $(error unknown variable $(UNKNOWN); expected one of $(KNOWN))
 endif
 
 .DEFAULT_GOAL := help
-.PHONY: help install train tune glue dashboard evaluate preprocess sync bench bench-gpu report convert submit register server ui test coverage mutate torture picture lint dist clean
+.PHONY: help install train tune glue dashboard evaluate preprocess sync bench bench-gpu report convert submit register serve server ui test coverage mutate torture picture lint dist clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 26
@@ -112,6 +112,10 @@ submit: $(INSTALLED) ## write the leaderboard's zip of a benchmark; ARGS="NAME -
 register: $(INSTALLED) ## register the best model of RUN=<run id>; the best of its task is champion
 	@$(call needs,RUN)
 	@$(BIN)/python -m lightning_glue.registry $(call option,,$(RUN)) $(ARGS)
+
+serve: $(INSTALLED) ## serve MODEL=<run id, models:/glue-rte@champion, directory> on 127.0.0.1:5001; ARGS="--port 8000"
+	@$(call needs,MODEL)
+	@$(BIN)/python -m lightning_glue.serve $(call option,,$(MODEL)) $(call option,--gpus,$(GPUS)) $(ARGS)
 
 server: $(INSTALLED) ## serve the runs on 127.0.0.1:5000; DB=postgresql://... ARTIFACTS=s3://... HOSTS=names: for a team
 	@$(if $(MLFLOW_BACKEND_STORE_URI),$(PIP) -e '.[server]')

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 from lightning_glue.config.arguments import Overrides, make_overrides, to_overrides
 from lightning_glue.data.own import data_of_call
-from lightning_glue.errors import CheckpointError, ConfigError, Interrupted, UserError
+from lightning_glue.errors import ConfigError, Interrupted, UserError
 from lightning_glue.utils.console import no_bars
 from lightning_glue.utils.quick_imports import quick_imports
 
@@ -246,7 +246,9 @@ def _train(config: Config, resume: str | None, verbose: bool) -> Run:
     raise Interrupted(how_to_go_on(cause, caller.run_id), caller.run_id)
 
 
-def load(run: Run | str | os.PathLike[str], *, uri: str | None = None, device: str | None = None) -> Model:
+def load(
+    run: Run | str | os.PathLike[str], *, uri: str | None = None, device: str | None = None, calibrated: bool = False
+) -> Model:
     """The model of a run, to predict with. Nothing in its files is executed.
 
     Args:
@@ -255,6 +257,8 @@ def load(run: Run | str | os.PathLike[str], *, uri: str | None = None, device: s
             beside it, else the one its configuration names; or a classifier's folder of Hugging Face.
         uri: the tracking store of a run id or a registered model. Default: MLFLOW_TRACKING_URI, else ``mlflow.db``.
         device: ``cpu`` or ``cuda``. Default: the GPU if there is one.
+        calibrated: divide the outputs by the temperature that was fitted on the run's dev set, so that probabilities
+            say how often the model is right; labels stay as they are.
 
     Returns:
         :class:`~lightning_glue.inference.text_model.Model` with ``predict(texts, pairs)``.
@@ -270,28 +274,11 @@ def load(run: Run | str | os.PathLike[str], *, uri: str | None = None, device: s
     >>> len(model.predict(["A fine film.", "A dull film."]).labels)
     2
     """
-    with quick_imports():
-        import torch
+    from lightning_glue.pipeline.loading import load_model
 
-        from lightning_glue.inference.finetuned import load_fine_tuned
-        from lightning_glue.inference.text_model import Model
-        from lightning_glue.inference.training_checkpoint import load_training_checkpoint
-        from lightning_glue.tracking.artifacts import locate
-        from lightning_glue.tracking.registry import locate_version
-        from lightning_glue.utils.guest import as_a_guest
-
-    available = torch.cuda.is_available()
-    device = device or ("cuda" if available else "cpu")
-    if device not in ("cpu", "cuda") or (device == "cuda" and not available):
-        raise ConfigError(f"device={device!r}; expected cpu" + (" or cuda" if available else ": no GPU is to be had"))
-    with as_a_guest(["fairseq"]):
-        if isinstance(run, Run):
-            run = run.folder if run.folder and os.path.isdir(run.folder) else run.id
-        reference = os.fspath(run)
-        if not isinstance(reference, str) or not reference:
-            raise CheckpointError(f"{reference!r} names no model; expected a run, its id, a path or models:/name@alias")
-        path = locate_version(reference, uri) if reference.startswith("models:/") else locate(reference, uri)
-        return Model(load_training_checkpoint(path) if path.suffix == ".ckpt" else load_fine_tuned(path), device)
+    if isinstance(run, Run):
+        run = run.folder if run.folder and os.path.isdir(run.folder) else run.id
+    return load_model(os.fspath(run), uri, device, calibrated=calibrated)
 
 
 def search(

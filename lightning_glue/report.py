@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from lightning_glue.errors import UserError, suggest
 from lightning_glue.tasks import TASKS
 from lightning_glue.utils.console import Parser, run_main
-from lightning_glue.utils.files import make_folder
+from lightning_glue.utils.files import make_folder, new_file
 from lightning_glue.utils.quick_imports import quick_imports
 from lightning_glue.utils.redact import hide_secrets
 
@@ -24,6 +24,8 @@ def parse_arguments() -> argparse.Namespace:
     )
     parser.add_argument("--benchmark", metavar="NAME|DIR", help="the runs of one benchmark: its report, which is also "
                         "written into its folder")  # fmt: skip
+    parser.add_argument("--errors", metavar="RUN", help="where a run's best model errs: writes errors.html into --out "
+                        "(default: the current folder)")  # fmt: skip
     parser.add_argument("--experiment", metavar="NAME", help="MLflow experiment (default: all)")
     parser.add_argument(
         "--task", metavar="TASK", help="one task, of GLUE or the name of data of your own (default: all)"
@@ -36,7 +38,23 @@ def parse_arguments() -> argparse.Namespace:
     args = parser.parse_args()
     if args.benchmark and (args.experiment or args.task or args.trials):
         parser.error("--benchmark has all runs of one benchmark: leave out --experiment, --task and --trials")
+    if args.errors and (args.benchmark or args.experiment or args.task or args.trials):
+        parser.error("--errors is of one run: leave out --benchmark, --experiment, --task and --trials")
     return args
+
+
+def write_error_page(run_id: str, uri: str | None, folder: Path) -> Path:
+    """Write ``errors.html`` of a run."""
+    from lightning_glue.tracking.client import open_store
+    from lightning_glue.tracking.error_page import error_page, fetch_analysis
+    from lightning_glue.tracking.journals import delivered_run
+
+    client, _ = open_store(uri)
+    run_id = delivered_run(run_id)
+    page = error_page(fetch_analysis(client, run_id), run_id)
+    with new_file(folder / "errors.html") as file:
+        file.write(page)
+    return folder / "errors.html"
 
 
 def of_runs(args: argparse.Namespace) -> Report:
@@ -73,6 +91,9 @@ def main() -> None:
     args = parse_arguments()
     if args.out:
         make_folder(args.out, "--out")
+    if args.errors:
+        print(f"wrote {write_error_page(args.errors, args.uri, args.out or Path())}")
+        return
     report, folder = of_benchmark(args.benchmark, args.uri) if args.benchmark else (of_runs(args), None)
     from lightning_glue.tracking.report_text import save, show
 

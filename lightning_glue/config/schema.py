@@ -131,6 +131,7 @@ class TrackingConfig(Part):
     register: bool
     journal: str
     system_metrics_seconds: Annotated[float, Ge(0.1)] | None
+    errors: bool = True
 
 
 @dataclass

@@ -31,6 +31,7 @@ _SETTINGS: dict[str, Any] = {
     "data.eval_tokens": int | None,
     "trainer.precision": str,
     "sha256": dict,
+    "temperature": float,  # fitted on the dev set, see lightning_glue.inference.calibration
 }
 
 

@@ -10,13 +10,13 @@ import numpy as np
 import torch
 
 from lightning_glue.data.datamodule import TokenizedSplit, join_parts
-from lightning_glue.errors import DataError
+from lightning_glue.errors import CheckpointError, DataError
 from lightning_glue.inference.finetuned import FineTuned
 from lightning_glue.inference.predict import on_scale, predict, present_labels
 from lightning_glue.model.roberta import MAX_TOKENS, token_limit
 from lightning_glue.tasks import Task
 
-_BATCH_TOKENS = {"cpu": 2048, "cuda": 16384}  # padding included: what a CPU's caches hold, what fills a GPU
+BATCH_TOKENS = {"cpu": 2048, "cuda": 16384}  # padding included: what a CPU's caches hold, what fills a GPU
 
 
 @dataclass(frozen=True)
@@ -47,14 +47,19 @@ class Model:
     Attributes:
         task: what it was trained on; ``task.labels`` are the classes.
         max_tokens: the longest example in tokens, special ones included.
+        temperature: what the outputs of a classification are divided by before they become probabilities.
+
+    Args:
+        calibrated: take the temperature that was fitted on the run's dev set; else it is 1.
     """
 
-    def __init__(self, fine_tuned: FineTuned, device: str = "cpu") -> None:
+    def __init__(self, fine_tuned: FineTuned, device: str = "cpu", *, calibrated: bool = False) -> None:
         self.fine_tuned, self.device = fine_tuned, torch.device(device)
         self.task: Task = fine_tuned.task
         asked = fine_tuned.settings.get("data.max_tokens", MAX_TOKENS)
         self.max_tokens = token_limit(fine_tuned.model, asked)
         fine_tuned.model.to(self.device)
+        self.temperature = _temperature(fine_tuned) if calibrated else 1.0
 
     def __repr__(self) -> str:
         return f"<Model of {self.task.name}: {self.fine_tuned.path} on {self.device}>"
@@ -97,10 +102,14 @@ class Model:
 
     def answer(self, columns: Sequence[Sequence[str]]) -> Predictions:
         """:meth:`predict` of texts that were checked: one or two columns of the same length."""
-        task, outputs = self.task, self.outputs(columns).double()
-        nothing = np.empty((len(outputs), 0))
+        return self.answered(self.outputs(columns))
+
+    def answered(self, outputs: torch.Tensor) -> Predictions:
+        """What head outputs (examples, classes) say."""
+        task, outputs = self.task, outputs.double()
         if task.is_regression:
-            return Predictions([], nothing, on_scale(task, outputs.squeeze(-1)).numpy(), ())
+            return Predictions([], np.empty((len(outputs), 0)), on_scale(task, outputs.squeeze(-1)).numpy(), ())
+        outputs = outputs / self.temperature
         if task.multilabel:
             return Predictions(present_labels(task, outputs), outputs.sigmoid().numpy(), np.empty(0), task.labels)
         shares = outputs.softmax(-1).numpy()
@@ -113,7 +122,14 @@ class Model:
         parts = [self.fine_tuned.tokenizer.encode([text.strip() for text in column]) for column in columns]
         tokens, lengths, _ = join_parts(parts, self.max_tokens)
         split = TokenizedSplit("rows", tokens, lengths, None)
-        return predict(self.fine_tuned.model, split, _BATCH_TOKENS[self.device.type])
+        return predict(self.fine_tuned.model, split, BATCH_TOKENS[self.device.type])
+
+
+def _temperature(fine_tuned: FineTuned) -> float:
+    found = fine_tuned.settings.get("temperature")
+    if not isinstance(found, float) or not 0 < found < float("inf"):
+        raise CheckpointError(f"{fine_tuned.path} has no temperature: its run fitted none; leave calibrated out")
+    return found
 
 
 def _listed(name: str, texts: str | Iterable[str]) -> list[str]:

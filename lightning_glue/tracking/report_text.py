@@ -15,7 +15,7 @@ from lightning_glue.tracking.seed_plot import STYLE, key, seed_plot
 from lightning_glue.utils.files import new_file
 
 _INTRODUCTION = "Median over seeds of the metric that selects the checkpoint; spread is minimum to maximum."
-_PAGE_STYLE = """
+PAGE_STYLE = """
 :root{color-scheme:light dark;--text:#1c2530;--dim:#5b6774;--back:#fff;--band:#f2f5f8;--line:#c3ccd6;--link:#0b5cad;
 --seed:#2f7fd1;--published:#c2410c;--ensemble:#7c3aed;--soup:#15803d}
 @media (prefers-color-scheme:dark){:root{--text:#e4e9ef;--dim:#9aa7b4;--back:#14191f;--band:#1d242c;--line:#44505c;
@@ -114,7 +114,7 @@ def page(report: Report) -> str:
     title = html.escape(report.title)
     head = '<meta charset="utf-8"><meta name="viewport" content="width=device-width">'
     parts = [
-        f'<!doctype html><html lang="en"><head>{head}<title>{title}</title><style>{_PAGE_STYLE}{STYLE}</style></head>'
+        f'<!doctype html><html lang="en"><head>{head}<title>{title}</title><style>{PAGE_STYLE}{STYLE}</style></head>'
     ]
     parts.append(f"<body><h1>{title}</h1><p>{_INTRODUCTION}</p>")
     parts += [_note(note) for note in report.notes]

@@ -7,7 +7,6 @@ passwords out of command lines.
 from __future__ import annotations
 
 import argparse
-import ipaddress
 import os
 import secrets
 import signal
@@ -21,6 +20,7 @@ from types import FrameType
 
 from lightning_glue.errors import TrackingError
 from lightning_glue.utils import processes
+from lightning_glue.utils.addresses import is_loopback
 from lightning_glue.utils.redact import first_line, hide_secrets
 
 PASSWORD = "MLFLOW_AUTH_ADMIN_PASSWORD"
@@ -72,21 +72,12 @@ def check_address(host: str, port: int) -> None:
 
 def check_access(host: str, db: str | None, without_users: bool) -> None:
     """Raise UserError where others than this machine would reach a server that asks nobody for a password."""
-    if db or without_users or _is_loopback(host):
+    if db or without_users or is_loopback(host):
         return
     raise TrackingError(
         f"--host {host} lets everybody in who can reach this machine, with no password; give --db for a server with "
         "users, or --without-users where that is meant"
     )
-
-
-def _is_loopback(host: str) -> bool:
-    """Whether only this machine reaches a server on ``host``; a name is as good as every address it stands for."""
-    try:
-        found = {str(entry[4][0]).partition("%")[0] for entry in socket.getaddrinfo(host, None)}
-    except OSError:
-        return False
-    return bool(found) and all(ipaddress.ip_address(address).is_loopback for address in found)
 
 
 def check_artifacts(place: str) -> None:

@@ -13,6 +13,7 @@ from pytorch_lightning.strategies import DDPStrategy, SingleDeviceStrategy, Stra
 from lightning_glue.config import Config, TrainerConfig
 from lightning_glue.errors import ConfigError
 from lightning_glue.utils.launch import ALONE, Launch, launch
+from lightning_glue.utils.processor import cpu_has_bf16 as cpu_has_bf16
 
 Precision = Literal["32-true", "bf16-mixed", "16-mixed", "64-true"]  # Lightning's names
 
@@ -111,12 +112,6 @@ def resolve_precision(config: TrainerConfig, accelerator: str) -> Precision:
         return config.precision
     native = torch.cuda.is_bf16_supported(including_emulation=False) if accelerator == "cuda" else cpu_has_bf16()
     return "bf16-mixed" if native else "32-true"
-
-
-def cpu_has_bf16() -> bool:
-    """Whether the processor multiplies bf16 matrices itself, with AMX or AVX-512; elsewhere float32 is faster."""
-    able = torch.cpu.get_capabilities()
-    return any(able.get(name, False) for name in ("amx_bf16", "avx512_bf16"))
 
 
 def resolve_eval_tokens(config: Config) -> int:

@@ -250,6 +250,9 @@ class Training:
             drawn |= figures.evaluation_figures(task, split, evaluation)
         tracker.log_figures(drawn)
         self.preemption.check()
+        if self._analyses:
+            self._write_errors(best)
+            self.preemption.check()
         if self.config.trainer.predict:
             head = self.module.model.classification_heads[HEAD]  # the one module that every way through the model calls
             head.register_forward_pre_hook(lambda *_: self.preemption.check())
@@ -267,6 +270,19 @@ class Training:
         level = majority_value(task, best.evaluations[task.dev[0].name].targets)
         self.tracker.set_tags({MAJORITY: repr(float(np.float32(level)))})
 
+    @property
+    def _analyses(self) -> bool:
+        """Whether errors are looked into; nobody looks at those of a search's trials, whose models are not kept."""
+        return self.config.tracking.errors and self.config.tracking.checkpoints
+
+    def _write_errors(self, best: BestEvaluation) -> None:
+        from lightning_glue.training.errors import write_errors
+
+        model, tokenizer = self.module.model, self.pretrained.tokenizer
+        with self.tracker.artifact_folder("errors") as folder:
+            tags = write_errors(self.config, model, tokenizer, self.data, best, folder)
+        self.tracker.set_tags(tags)
+
     def _export(self, best: BestEvaluation) -> None:
         from lightning_glue.data.labels import fairseq_symbols
         from lightning_glue.export.fairseq import export
@@ -274,13 +290,17 @@ class Training:
         from lightning_glue.tracking.artifacts import EXPORT_DIGEST
         from lightning_glue.training.card_facts import of_training
         from lightning_glue.training.devices import resolve_devices
+        from lightning_glue.training.errors import fitted_temperature
         from lightning_glue.utils.digests import file_sha256
 
         task, tokenizer = self.module.task, self.pretrained.tokenizer
         symbols = fairseq_symbols(task, self.data.prepared.directory)
+        kept = settings(self.config, self.data)
+        if self._analyses and (temperature := fitted_temperature(task, best)) is not None:
+            kept["temperature"] = temperature
         with self.tracker.artifact_folder("fairseq") as folder:
             model = self.module.model.cpu()
-            export(model, task, tokenizer, symbols, best.step, folder, settings(self.config, self.data))
+            export(model, task, tokenizer, symbols, best.step, folder, kept)
             minutes = self.tracker.minutes * resolve_devices(self.config.trainer).world
             facts = of_training(self.config, self.module, self.data, best, self.tracker.run_id, minutes)
             model_card.write(folder, facts, "fairseq")

@@ -89,8 +89,11 @@ class ProgressLines:
 
 
 @contextmanager
-def progress_bar(title: str, total: int, unit: str) -> Iterator[Callable[[int], None]]:
+def progress_bar(title: str, total: int | None, unit: str) -> Iterator[Callable[[int], None]]:
     """Show ``title``, a bar, the rate and the time left on stderr; where that is no terminal, a line a minute.
+
+    Args:
+        total: None: nobody knows.
 
     Yields:
         A function that moves the bar by a number of ``unit``.

@@ -1,0 +1,175 @@
+"""The forward of a model that is no longer trained, on a CPU in float32: the answer to a row does not depend, to the
+last bit, on the rows beside it, and takes less time.
+
+oneDNN sums a row of a product in the same order however many rows there are, once the weights are in its own layout;
+plain ``torch.nn.functional.linear`` does not. Attention sees rows of one padded length at a time, which the row alone
+decides: torch's kernel cuts its blocks by that length.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from lightning_glue.data.batching import Packed
+from lightning_glue.model.unpadded import Rows
+
+if TYPE_CHECKING:
+    from fairseq.models.roberta import RobertaModel
+    from fairseq.models.transformer.transformer_encoder import TransformerEncoderBase
+    from fairseq.modules.transformer_layer import TransformerEncoderLayerBase
+
+_TOKEN_STEP = 32  # products have few shapes, for each of which oneDNN makes a kernel and keeps it
+_LENGTH_STEP, _LEAST_LENGTH = 8, 16  # shorter rows and other lengths take kernels that look at the number of rows
+_QUERIES = 2  # of the last layer: one alone takes a kernel that looks at the number of rows
+_ROWS_PACKED_FOR = 2048  # a hint; the layout does not depend on it
+
+
+@dataclass(frozen=True)
+class _Linear:
+    """A linear layer in oneDNN's layout. Attributes: after: "none" or "gelu", computed where the product is."""
+
+    weight: Tensor
+    bias: Tensor
+    after: str = "none"
+
+    @classmethod
+    def of(cls, *layers: nn.Linear, after: str = "none") -> _Linear:
+        """Of one layer, or of several that read the same input, their outputs one after the other."""
+        weight = torch.cat([layer.weight.detach() for layer in layers])
+        bias = torch.cat([layer.bias.detach() for layer in layers])
+        return cls(torch.ops.mkldnn._reorder_linear_weight(weight, _ROWS_PACKED_FOR), bias, after)
+
+    def __call__(self, x: Tensor) -> Tensor:
+        algorithm = "none" if self.after == "gelu" else ""  # the exact one, of erf
+        return torch.ops.mkldnn._linear_pointwise(x, self.weight, self.bias, self.after, [], algorithm)
+
+
+@dataclass(frozen=True)
+class _Group:
+    """Neighbouring rows of one padded length. Attributes: tokens: where theirs stand in the batch."""
+
+    rows: Rows
+    tokens: slice
+    first: slice
+
+
+class _Layer:
+    """A post-norm encoder layer.
+
+    Args:
+        last: of which the first token of each row is all that is wanted.
+    """
+
+    def __init__(self, layer: TransformerEncoderLayerBase, last: bool) -> None:
+        attention = layer.self_attn
+        self.heads: int = attention.num_heads
+        self.query = _Linear.of(attention.q_proj) if last else None
+        parts = [attention.k_proj, attention.v_proj]
+        self.projections = _Linear.of(*parts) if last else _Linear.of(attention.q_proj, *parts)
+        self.out = _Linear.of(attention.out_proj)
+        fused = layer.activation_fn.__name__ == "gelu"
+        self.fc1 = _Linear.of(layer.fc1, after="gelu" if fused else "none")
+        self.activation: Callable[[Tensor], Tensor] | None = None if fused else layer.activation_fn
+        self.fc2 = _Linear.of(layer.fc2)
+        self.norms: tuple[nn.Module, nn.Module] = layer.self_attn_layer_norm, layer.final_layer_norm
+
+    def __call__(self, x: Tensor, groups: list[_Group], first: Tensor) -> Tensor:
+        """(tokens, width) -> (tokens, width), or (rows, width) of the ``first`` token of each row."""
+        parts = self.projections(x)
+        if self.query is None:
+            attended = torch.zeros_like(x)
+            for group in groups:
+                attended[group.tokens] = self._attend(parts[group.tokens], group.rows)
+        else:
+            queries = self.query(x.index_select(0, (first[:, None] + torch.arange(_QUERIES)).flatten()))
+            queries = queries.view(len(first), _QUERIES, self.heads, -1).transpose(1, 2)
+            found = [self._attend(parts[group.tokens], group.rows, queries[group.first]) for group in groups]
+            x, attended = x.index_select(0, first), torch.cat(found)
+        x = self.norms[0](x + self.out(attended))
+        hidden = self.fc1(x)
+        return self.norms[1](x + self.fc2(self.activation(hidden) if self.activation else hidden))
+
+    def _attend(self, parts: Tensor, rows: Rows, queries: Tensor | None = None) -> Tensor:
+        """Projections (tokens, 2 or 3 widths) -> (tokens, width); with ``queries`` (rows, heads, some, width / heads)
+        (rows, width) of the first of them."""
+        batch, length = rows.real.shape
+        padded = rows.pad(parts).view(batch, length, 3 if queries is None else 2, self.heads, -1)
+        *q, k, v = padded.permute(2, 0, 3, 1, 4).unbind(0)
+        mask = rows.real[:, None, None, :]
+        found = F.scaled_dot_product_attention(q[0] if queries is None else queries, k, v, attn_mask=mask)
+        if queries is not None:
+            return found[:, :, 0].flatten(1)
+        return found.transpose(1, 2).reshape(batch * length, -1).index_select(0, rows.places[: rows.count])
+
+
+def supports(model: RobertaModel) -> bool:
+    """Whether it is a model that :mod:`~lightning_glue.model.unpadded` knows, on a CPU in float32, and torch has
+    oneDNN."""
+    weight = model.encoder.sentence_encoder.embed_tokens.weight
+    here = weight.device.type == "cpu" and weight.dtype == torch.float32
+    has = torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
+    return here and has and bool(model.runs_unpadded)
+
+
+class Frozen:
+    """Head outputs of a model as it is now; what is done to its weights later is not seen.
+
+    Args:
+        model: one that :func:`supports` says yes to.
+        head: its classification head.
+    """
+
+    def __init__(self, model: RobertaModel, head: Any) -> None:
+        self._encoder: TransformerEncoderBase = model.encoder.sentence_encoder
+        layers = self._encoder.layers
+        self._layers = [_Layer(layer, last=i == len(layers) - 1) for i, layer in enumerate(layers)]
+        self._dense, self._out = _Linear.of(head.dense), _Linear.of(head.out_proj)
+        self._activation: Callable[[Tensor], Tensor] = head.activation_fn
+
+    @torch.inference_mode()
+    def __call__(self, batch: Packed) -> Tensor:
+        """(rows, classes) in the order of the batch, which is sorted by length."""
+        lengths, count = batch["lengths"], len(batch["tokens"])
+        groups, columns = _groups(lengths)
+        x = self._embed(F.pad(batch["tokens"], (0, -count % _TOKEN_STEP)), F.pad(columns, (0, -count % _TOKEN_STEP)))
+        first = lengths.cumsum(0) - lengths
+        for layer in self._layers:
+            x = layer(x, groups, first)
+        return self._out(self._activation(self._dense(x)))
+
+    def _embed(self, tokens: Tensor, columns: Tensor) -> Tensor:
+        encoder = self._encoder
+        positions = columns + encoder.padding_idx + 1
+        x = encoder.embed_scale * F.embedding(tokens, encoder.embed_tokens.weight)
+        x = x + F.embedding(positions, encoder.embed_positions.weight)
+        return x if encoder.layernorm_embedding is None else encoder.layernorm_embedding(x)
+
+
+def padded_length(length: int) -> int:
+    """Tokens that attention pads a row to."""
+    return max(_LEAST_LENGTH, length + -length % _LENGTH_STEP)
+
+
+def _groups(lengths: Tensor) -> tuple[list[_Group], Tensor]:
+    """Runs of rows of one padded length, and the index of each token in its row."""
+    found: list[_Group] = []
+    columns: list[Tensor] = []
+    sizes = lengths.tolist()
+    begin = tokens = 0
+    while begin < len(sizes):
+        longest = padded_length(sizes[begin])
+        end = begin + 1
+        while end < len(sizes) and padded_length(sizes[end]) == longest:
+            end += 1
+        count = sum(sizes[begin:end])
+        rows = Rows.of(lengths[begin:end], count, longest)
+        found.append(_Group(rows, slice(tokens, tokens + count), slice(begin, end)))
+        columns.append(rows.columns[:count])
+        begin, tokens = end, tokens + count
+    return found, torch.cat(columns)

@@ -1,0 +1,139 @@
+"""A stream of rows predicted: the order, bad rows, windows, time, what comes out; and answers without neighbours."""
+
+from __future__ import annotations
+
+import io
+import json
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from helpers.scorers import make_scorer, texts
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from lightning_glue.data.batching import EvalSampler
+from lightning_glue.data.text_stream import TextRow
+from lightning_glue.inference.scorer import Scorer, resolve_precision
+from lightning_glue.inference.stream import Writer, predict_rows
+from lightning_glue.model.roberta import logits
+
+
+@pytest.fixture(scope="module")
+def scorer(bpe_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Scorer:
+    return make_scorer("SST-2", bpe_dir, tmp_path_factory.mktemp("sst"))
+
+
+def test_the_frozen_forward_is_that_of_training(scorer: Scorer) -> None:
+    assert scorer.frozen
+    rows = scorer.encode([texts(200)])
+    for batch in EvalSampler(rows.lengths, 700):
+        part = rows[batch]
+        with torch.no_grad():
+            expected = logits(scorer.model.fine_tuned.model, part)
+        torch.testing.assert_close(scorer._forward(part), expected, rtol=1e-5, atol=1e-5)
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.lists(st.integers(0, 299), min_size=1, max_size=30))
+def test_a_row_has_the_same_answer_to_the_bit_in_any_company(scorer: Scorer, chosen: list[int]) -> None:
+    everything = texts(300, seed=1, longest=120)
+    alone = scorer.outputs(scorer.encode([[everything[chosen[0]]]]))
+    together = scorer.outputs(scorer.encode([[everything[i] for i in chosen]]))
+    assert np.array_equal(together[0], alone[0])
+
+
+@pytest.mark.parametrize("window", [1, 7, 4096])
+def test_rows_keep_their_order_and_bad_ones_their_places(scorer: Scorer, window: int) -> None:
+    given_texts = texts(60, seed=2)
+    rows = [TextRow(i, (), (i,), "broken") if i % 9 == 4 else TextRow(i, (text,), (i,))
+            for i, text in enumerate(given_texts)]  # fmt: skip
+    said: list[tuple[int, list[float]]] = []
+    advanced: list[int] = []
+    counts = predict_rows(scorer, rows, lambda row, _, shares: said.append((row.line, [*shares])), lambda: None,
+                          advanced.append, window=window)  # fmt: skip
+    expected = scorer.model.predict(given_texts).probabilities
+    assert [line for line, _ in said] == list(range(60))
+    assert [line for line, shares in said if not shares] == list(range(4, 60, 9))
+    assert all(shares == pytest.approx(expected[line], abs=1e-5) for line, shares in said if shares)
+    assert len({round(row[0], 4) for row in expected}) > 30
+    assert (counts.rows, counts.bad, sum(advanced)) == (60, 7, 60)
+
+
+def test_an_endless_stream_is_answered_before_it_ends_and_never_read_far_ahead(scorer: Scorer) -> None:
+    answered, read = threading.Semaphore(0), []
+
+    def rows() -> Iterator[TextRow]:
+        yield TextRow(1, ("a fine film",))
+        assert answered.acquire(timeout=60)  # the first is answered although nothing follows it
+        for line in range(2, 10**6):
+            read.append(line)
+            yield TextRow(line, ("film",))
+
+    class Enough(Exception):
+        pass
+
+    def write(row: TextRow, *_: object) -> None:
+        answered.release()
+        if row.line == 50:
+            raise Enough
+
+    with pytest.raises(Enough):
+        predict_rows(scorer, rows(), write, lambda: None, window=10)
+    assert len(read) < 150
+
+
+def test_what_reading_raises_comes_behind_the_rows_before_it(scorer: Scorer) -> None:
+    def rows() -> Iterator[TextRow]:
+        yield from (TextRow(i, ("film",)) for i in range(5))
+        raise OSError("gone")
+
+    said: list[int] = []
+    with pytest.raises(OSError, match="gone"):
+        predict_rows(scorer, rows(), lambda row, *_: said.append(row.line), lambda: None, window=2)
+    assert said == [0, 1, 2, 3, 4]
+
+
+def test_tables_and_json(scorer: Scorer) -> None:
+    task = scorer.model.task
+    rows = [(TextRow(2, ("x",), ("i\td",)), "1", [0.25, 0.75]), (TextRow(3, (), (), "bad"), None, ())]
+    table, lines = io.StringIO(), io.StringIO()
+    for file, as_json in ((table, False), (lines, True)):
+        writer = Writer(file, task, ["id"], as_json=as_json)
+        for row in rows:
+            writer.write(*row)
+    assert table.getvalue() == ("id\tlabel\tprobability_0\tprobability_1\terror\ni d\t1\t0.25\t0.75\t\n\t\t\t\tbad\n")
+    assert [json.loads(line) for line in lines.getvalue().splitlines()] == [
+        {"id": "i\td", "label": "1", "probabilities": {"0": 0.25, "1": 0.75}},
+        {"id": None, "label": None, "probabilities": None, "error": "bad"},
+    ]
+
+
+def test_scores_of_a_regression(bpe_dir: Path, tmp_path: Path) -> None:
+    scorer = make_scorer("STS-B", bpe_dir, tmp_path)
+    firsts, seconds = texts(5, 3), texts(5, 4)
+    said: list[float] = []
+    pairs = (TextRow(i, pair) for i, pair in enumerate(zip(firsts, seconds)))
+    predict_rows(scorer, pairs, lambda row, score, shares: said.append(score), lambda: None)
+    assert said == pytest.approx(scorer.model.predict(firsts, seconds).scores, abs=1e-4)
+    out = io.StringIO()
+    Writer(out, scorer.model.task, (), as_json=False).write(TextRow(1, ("a", "b")), 2.5, ())
+    assert out.getvalue() == "score\terror\n2.5\t\n"
+
+
+@pytest.mark.parametrize(
+    ("asked", "trained", "native", "expected"),
+    [
+        ("auto", "bf16-mixed", False, "32-true"), ("auto", "bf16-mixed", True, "bf16-mixed"),
+        ("auto", None, True, "32-true"),
+        ("auto", "64-true", True, "64-true"), ("bf16-mixed", "32-true", False, "bf16-mixed"),
+    ],
+)  # fmt: skip
+def test_precision(
+    asked: str, trained: str | None, native: bool, expected: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("lightning_glue.inference.scorer.cpu_has_bf16", lambda: native)
+    assert resolve_precision(asked, trained, torch.device("cpu")) == expected
