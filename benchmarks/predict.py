@@ -58,7 +58,9 @@ def start(shape: str) -> Pretrained:
 
 def hugging_face(model: RobertaModel, tokenizer: Tokenizer, folder: Path) -> tuple[Any, Any]:
     """transformers' model and tokenizer with the same weights; positions, segments and ids as BERT's or RoBERTa's."""
-    import transformers as hf
+    import transformers
+
+    hf: Any = transformers  # its stubs know no fast tokenizers
 
     state, bert = model.state_dict(), tokenizer.bpe == "bert"
     encoder = "encoder.sentence_encoder."
