@@ -119,8 +119,6 @@ class TrainingMonitor(pl.Callback):
         if task.own:
             file = f"{train.path} (those of {train.part})" if train.part else train.path
         first = self._first.describe(trainer, file)
-            trainer, f"{train.path}{part}" if task.own else f"{task.directory}/{train.file_name}"
-        )
         module.diverged = f"{where}; {first}" if first else where
         trainer.should_stop = True
 
