@@ -74,7 +74,7 @@ def hugging_face(model: RobertaModel, tokenizer: Tokenizer, folder: Path) -> tup
     positions = state[f"{encoder}embed_positions.weight"]
     if bert:
         (folder / "vocab.txt").write_bytes(tokenizer.files["bpecodes"])
-        tokens = hf.BertTokenizerFast(str(folder / "vocab.txt"), do_lower_case=True)
+        tokens: Any = hf.BertTokenizer(str(folder / "vocab.txt"), do_lower_case=True)
         vocabulary = tokens.get_vocab()
         order = torch.zeros(len(vocabulary), dtype=torch.long)
         ours = {name: i for i, name in enumerate(tokenizer.symbols, 4)}
@@ -82,7 +82,7 @@ def hugging_face(model: RobertaModel, tokenizer: Tokenizer, folder: Path) -> tup
         for name, i in vocabulary.items():
             order[i] = ours[name]
         words, positions = words[order], positions[2:]
-        config = hf.BertConfig(vocab_size=len(words), max_position_embeddings=len(positions), **sizes)
+        config: Any = hf.BertConfig(vocab_size=len(words), max_position_embeddings=len(positions), **sizes)
         config.num_labels = 2
         found: Any = hf.BertForSequenceClassification(config)
         prefix, dense, out = "bert.", "bert.pooler.dense", "classifier"

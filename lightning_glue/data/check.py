@@ -173,7 +173,7 @@ def _of_texts(one: Checked, max_tokens: int) -> Iterator[Finding]:
             elif misread := _MISREAD.search(text):
                 said = f"a text with {misread[0]!r}: was it decoded wrongly once? {text[:60]!r}"
                 yield Finding("warning", f"{name} misread", one.places[row], said)
-    for row in np.flatnonzero(one.tokens > max_tokens):
+    for row in np.flatnonzero(one.tokens > max_tokens).tolist():
         said = f"{one.tokens[row]} tokens, cut to {max_tokens}"
         yield Finding("warning", f"{name} cut", one.places[row], said)
 

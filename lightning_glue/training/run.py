@@ -266,8 +266,7 @@ class Training:
         from lightning_glue.tracking.registry import MAJORITY
         from lightning_glue.training.metrics import majority_value
 
-        task = self.module.task
-        level = majority_value(task, best.evaluations[task.dev[0].name].targets)
+        level = majority_value(self.module.task, best.evaluations[self.module.task.dev[0].name].targets)
         self.tracker.set_tags({MAJORITY: repr(float(np.float32(level)))})
 
     @property
@@ -278,10 +277,9 @@ class Training:
     def _write_errors(self, best: BestEvaluation) -> None:
         from lightning_glue.training.errors import write_errors
 
-        model, tokenizer = self.module.model, self.pretrained.tokenizer
         with self.tracker.artifact_folder("errors") as folder:
-            tags = write_errors(self.config, model, tokenizer, self.data, best, folder)
-        self.tracker.set_tags(tags)
+            model, tokenizer = self.module.model, self.pretrained.tokenizer
+            self.tracker.set_tags(write_errors(self.config, model, tokenizer, self.data, best, folder))
 
     def _export(self, best: BestEvaluation) -> None:
         from lightning_glue.data.labels import fairseq_symbols
