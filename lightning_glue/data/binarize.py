@@ -19,8 +19,9 @@ import numpy as np
 from lightning_glue.config import DataConfig
 from lightning_glue.data import mmap_format, reader, sources, tokenizer
 from lightning_glue.data.labels import label_ids, label_symbols
-from lightning_glue.data.own_rows import read_own_split, split_digest
+from lightning_glue.data.own_rows import split_digest
 from lightning_glue.data.reader import OnBadRow, Rows
+from lightning_glue.data.rows import read
 from lightning_glue.data.tokenizer import SPECIALS, UNK, Tokenizer
 from lightning_glue.errors import DataError, UserError
 from lightning_glue.tasks import Split, Task
@@ -30,7 +31,7 @@ from lightning_glue.utils.files import discard, leftovers, locked, new_folder, s
 log = logging.getLogger(__name__)
 
 _MANIFEST = "manifest.json"
-_SOURCES = ("reader.py", "formats.py", "own_rows.py", "dev_part.py", "tokenizer.py", "pretokenizer.py",
+_SOURCES = ("reader.py", "formats.py", "rows.py", "own_rows.py", "dev_part.py", "tokenizer.py", "pretokenizer.py",
             "mmap_format.py", "labels.py", "binarize.py", "../tasks.py")  # fmt: skip
 
 
@@ -144,10 +145,7 @@ def _read_rows(
     for split in splits:
         try:
             on_bad = on_bad_row if split.labelled else "stop"
-            own = task.own is not None
-            rows[split.name] = (
-                read_own_split(task, split, on_bad) if own else reader.read_split(task, split, root, on_bad)
-            )
+            rows[split.name] = read(task, split, root, on_bad)
         except DataError as error:
             raise error if split.labelled or not task.train else UnfitTestFile(str(error)) from None
     for name, part in rows.items():

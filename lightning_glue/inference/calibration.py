@@ -48,6 +48,11 @@ def fit_temperature(outputs: np.ndarray, targets: np.ndarray, *, several: bool) 
     return 1 / (low * high) ** 0.5
 
 
+def at_bound(temperature: float) -> bool:
+    """Whether a fitted temperature is one of the two that end the search."""
+    return not _LEAST * 1.001 < temperature < _MOST / 1.001
+
+
 def confidence(shares: np.ndarray, targets: np.ndarray, *, several: bool) -> tuple[np.ndarray, np.ndarray]:
     """The probability of what is predicted, and whether it is right; with ``several`` labels, of each label."""
     if several:

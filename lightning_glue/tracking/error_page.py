@@ -55,14 +55,14 @@ def error_page(analysis: dict[str, Any], run_id: str) -> str:
         f"<title>{title}</title><style>{PAGE_STYLE}{_STYLE}</style></head><body><h1>{title}</h1>"
     ]
     for name, split in analysis["splits"].items():
-        parts += _split(name, split, str(analysis["metric"]), analysis["temperature"])
+        parts += _split(name, split, str(analysis["metric"]), analysis["temperature"], analysis.get("at_bound"))
     if found := analysis.get("phenomena"):
         rows = [[one["phenomenon"], one["rows"], _number(one["matthews"])] for one in found]
         parts += ["<h2>AX by phenomenon</h2>", _table(["phenomenon", "rows", "matthews"], rows)]
     return "\n".join([*parts, "</body></html>"]) + "\n"
 
 
-def _split(name: str, split: dict[str, Any], metric: str, temperature: float | None) -> Iterable[str]:
+def _split(name: str, split: dict[str, Any], metric: str, temperature: float | None, at_bound: object) -> Iterable[str]:
     yield f"<h2>{html.escape(name)}</h2><h3>Slices</h3>"
     right = "mean absolute error" if temperature is None else "right"
     yield _table(
@@ -71,11 +71,12 @@ def _split(name: str, split: dict[str, Any], metric: str, temperature: float | N
          for one in split["slices"]],
     )  # fmt: skip
     if temperature is not None:
+        bound = ", the bound of what is looked for: the model knows nothing, or all" if at_bound else ""
         yield "<h3>Calibration</h3>"
         yield (
-            f'<p class="note">The temperature fitted on the dev set is {temperature:.3f}; predictions use it where '
-            "they are asked to (<code>--calibrated</code>). A bar is the share of right predictions among those with "
-            "such a probability.</p>"
+            f'<p class="note">The temperature fitted on the dev set is {temperature:.3f}{bound}; predictions use it '
+            "where they are asked to (<code>--calibrated</code>). A bar is the share of right predictions among those "
+            "with such a probability.</p>"
         )
         plain, fitted = split["calibration"], split["calibrated"]
         yield '<div class="diagrams">'

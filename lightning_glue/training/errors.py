@@ -44,19 +44,21 @@ def _rows(config: Config, data: GlueDataModule, name: str, found: Evaluation) ->
     Raises:
         DataError: the file is not what was trained with.
     """
-    from lightning_glue.data import reader, sources
+    from lightning_glue.data import sources
+    from lightning_glue.data.own_rows import split_digest
+    from lightning_glue.data.rows import read
     from lightning_glue.inference.error_analysis import Rows
-    from lightning_glue.model.roberta import task_loss
+    from lightning_glue.training.loss import example_losses
 
-    task, info = data.task, data.prepared.splits[name]
+    task, split, info = data.task, data.task.split(name), data.prepared.splits[name]
     root = sources.glue_directory(task, config.data.source, config.data.glue_dir)
-    read = reader.read_split(task, task.split(name), root, config.data.on_bad_row)
-    if read.sha256 != info.sha256 or len(read) != len(found.outputs):
-        raise DataError(f"{read.path} is no longer the file that was trained with")
+    rows = read(task, split, root, config.data.on_bad_row)
+    if split_digest(task, split, rows.sha256) != info.sha256 or len(rows) != len(found.outputs):
+        raise DataError(f"{rows.path} is no longer the file that was trained with")
     if not found.outputs.isfinite().all():
         raise DataError(f"{name}: an output is no number")
-    loss = task_loss(found.outputs, found.targets).double().numpy()
-    return Rows(task, read.texts, data.splits[name].lengths, found.outputs.numpy(), found.targets.numpy(), loss)
+    loss = example_losses(task, found.outputs, found.targets, weighted=False).double().numpy()
+    return Rows(task, rows.texts, data.splits[name].lengths, found.outputs.numpy(), found.targets.numpy(), loss)
 
 
 def write_errors(
@@ -78,6 +80,7 @@ def write_errors(
     import pyarrow.parquet as pq
     import torch
 
+    from lightning_glue.inference.calibration import at_bound
     from lightning_glue.inference.error_analysis import analyse, table, worst
     from lightning_glue.training import metrics
 
@@ -86,7 +89,8 @@ def write_errors(
     def metric(outputs: np.ndarray, targets: np.ndarray) -> float:
         return metrics.compute(task, torch.from_numpy(outputs), torch.from_numpy(targets))[task.metrics[0]]
 
-    analysis: dict[str, Any] = {"task": task.name, "metric": task.metrics[0], "temperature": temperature, "splits": {}}
+    analysis: dict[str, Any] = {"task": task.name, "metric": task.metrics[0], "temperature": temperature}
+    analysis |= {"at_bound": temperature is not None and at_bound(temperature), "splits": {}}
     tables: list[str] = []
     for name, found in best.evaluations.items():
         try:

@@ -116,3 +116,10 @@ def test_the_diagnostic_set_by_phenomenon(tmp_path: Path) -> None:
     file.write_text("index\tsentence1\n")
     with pytest.raises(DataError, match="diagnostic-full.tsv:1: no column 'Lexical Semantics'"):
         read_diagnostic(tmp_path)
+
+
+def test_a_model_that_knows_nothing_has_a_temperature_at_the_bound() -> None:
+    outputs = np.array([[3.0, -3.0], [-3.0, 3.0]] * 20)
+    knows, ignores = np.array([0, 1] * 20), np.array([1, 0] * 20)
+    for targets in (knows, ignores):
+        assert calibration.at_bound(calibration.fit_temperature(outputs, targets, several=False))

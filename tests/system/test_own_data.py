@@ -93,6 +93,12 @@ def test_the_run_says_what_it_was_made_from(films: Path, monkeypatch: pytest.Mon
     assert (task.labels, task.selection_metric, task.class_weights) == (tuple(LABELS), "dev/f1_macro", (1, 2, 1))
     assert whole_task(client_of(films), found) == task
 
+    errors = pa.parquet.read_table(artifacts(films) / "errors/dev.parquet").to_pydict()
+    with open(films / "train.csv", encoding="utf-8", newline="") as file:
+        written = {(title, review): stars for stars, title, review in list(csv.reader(file))[1:]}
+    assert len(errors["label"]) == 12
+    assert [written[pair] for pair in zip(errors["text"], errors["text_pair"])] == errors["label"]
+
     (films / "experiments").mkdir(exist_ok=True)
     shutil.copy(artifacts(films) / "config.yaml", films / "experiments/again.yaml")
     monkeypatch.chdir(films)
@@ -236,6 +242,10 @@ def test_any_number_of_labels(here: Path) -> None:
     assert [list(names) for names in frame["labels"]] == [["a b", "red"]]
     drawn = {Path(entry.path).name for entry in client_of(here).list_artifacts(found.id, "figures")}
     assert drawn == {"learning_curves.png", "dev_precision_recall.png"}
+    errors = pa.parquet.read_table(Path(found.folder).parent / "errors/dev.parquet").to_pydict()
+    assert errors["label"] == errors["predicted"] == [["a b", "red"] if "red" in text else ["cold"]
+                                                      for text in errors["text"]]  # fmt: skip
+    assert np.mean(errors["loss"]) == pytest.approx(found.metrics["dev/loss"], abs=1e-5)
 
 
 def test_a_regression_of_any_range(here: Path) -> None:
@@ -251,6 +261,10 @@ def test_a_regression_of_any_range(here: Path) -> None:
     (line,) = (Path(found.folder).parent / "predictions/scores.tsv").read_text().splitlines()[1:]
     assert float(line.split("\t")[1]) == pytest.approx(score, rel=1e-4)
     assert score == pytest.approx(300, abs=found.metrics["dev/mean_absolute_error"] + 30)
+    errors = pa.parquet.read_table(Path(found.folder).parent / "errors/dev.parquet").to_pydict()
+    assert errors["label"] == pytest.approx([300 if "red" in text else -20.5 for text in errors["text"]])
+    wrong = np.abs(np.subtract(errors["label"], errors["predicted"]))
+    assert wrong.mean() == pytest.approx(found.metrics["dev/mean_absolute_error"], rel=1e-4)
 
 
 def test_a_search_keeps_its_data_and_writes_a_recipe_that_brings_them(here: Path) -> None:
