@@ -188,7 +188,7 @@ def test_texts_that_cannot_be_meant_are_named(texts: Any, pairs: Any, said: str,
     ("arguments", "said"),
     [
         ({"max_epoch": 3}, "unknown key 'max_epoch'; did you mean 'max_epochs'"),
-        ({"name": "x"}, "'name' names 2 keys"),
+        ({"source": "x"}, "'source' names 2 keys"),
         ({"overrides": "seed=1"}, "expected a list"),
         ({"overrides": ["seed"]}, "'seed' is no override"),
         ({"overrides": {"optimizer.lrr": 1}}, "unknown key 'optimizer.lrr'; did you mean 'optimizer.lr'"),

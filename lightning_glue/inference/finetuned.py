@@ -83,7 +83,7 @@ def _task(state: dict[str, Any]) -> Task:
     """The task of an export: a built-in one, or the one that is described in it as JSON."""
     description = state.get("glue_description")
     if not description:
-        return get_task(str(state["glue_task"]))
+        return get_task(state["glue_task"])
     try:
         return described_task(json.loads(description))
     except (TypeError, ValueError, RecursionError):
