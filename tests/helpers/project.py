@@ -36,9 +36,9 @@ def run(
 ) -> subprocess.CompletedProcess[str]:
     """Run ``python -m <command>`` in ``cwd`` with a clean environment; show its output on failure.
 
-    A training or a search finds the tables of its database made, where it is to have one of its own.
+    A training or a search that is to succeed finds the tables of its database made, where it is to have its own.
     """
-    if command[0] in _TRACKED and not {"MLFLOW_TRACKING_URI", "--help"} & {*os.environ, *environment, *command}:
+    if check and command[0] in _TRACKED and not {"MLFLOW_TRACKING_URI", "--help"} & {*os.environ, *environment, *command}:
         put_store(cwd)
     result = subprocess.run(
         [sys.executable, "-m", *command], cwd=cwd, env={**os.environ, "PYTHONPATH": str(ROOT), **environment},
