@@ -43,7 +43,7 @@ def of_training(
         name=config.run_name,
         source=plain_source(config.model.source),
         start_sha256=module.origin.lineage.get("start_sha256", ""),
-        data=config.data.source,
+        data=task.name if task.own else config.data.source,
         splits={name: {"rows": one.rows, "sha256": one.sha256} for name, one in data.prepared.splits.items()},
         recipe=recipe(configuration.recorded(config)),
         seed=str(config.seed),
@@ -71,7 +71,7 @@ def of_model(fine_tuned: FineTuned, name: str) -> Facts:
     return Facts(
         **of_task(fine_tuned.task),
         name=name,
-        data=str(settings.get("data.source", "")),
+        data=fine_tuned.task.name if fine_tuned.task.own else str(settings.get("data.source", "")),
         splits={split: {"sha256": digest} for split, digest in settings.get("sha256", {}).items()},
         max_tokens=settings.get("data.max_tokens", 512),
         epsilon=epsilon(fine_tuned.model),
@@ -93,11 +93,13 @@ def of_task(task: Task) -> dict[str, Any]:
 
 def recipe(flat: dict[str, Any]) -> dict[str, Any]:
     """The keys that decide what comes out; of paths of this machine their last part."""
-    found = {}
-    for key, value in flat.items():
-        if configuration.decides(key):
-            found[key] = plain_source(value) if isinstance(value, str) else value
-    return found
+    return {key: _without_folders(value) for key, value in flat.items() if configuration.decides(key)}
+
+
+def _without_folders(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _without_folders(part) for key, part in value.items()}
+    return plain_source(value) if isinstance(value, str) else value
 
 
 def plain_source(source: str) -> str:

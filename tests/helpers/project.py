@@ -38,7 +38,11 @@ def run(
 
     A training or a search that is to succeed finds the tables of its database made, where it is to have its own.
     """
-    if check and command[0] in _TRACKED and not {"MLFLOW_TRACKING_URI", "--help"} & {*os.environ, *environment, *command}:
+    if (
+        check
+        and command[0] in _TRACKED
+        and not {"MLFLOW_TRACKING_URI", "--help"} & {*os.environ, *environment, *command}
+    ):
         put_store(cwd)
     result = subprocess.run(
         [sys.executable, "-m", *command], cwd=cwd, env={**os.environ, "PYTHONPATH": str(ROOT), **environment},

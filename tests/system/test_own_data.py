@@ -99,6 +99,9 @@ def test_the_run_says_what_it_was_made_from(films: Path, monkeypatch: pytest.Mon
     assert len(errors["label"]) == 12
     assert [written[pair] for pair in zip(errors["text"], errors["text_pair"])] == errors["label"]
 
+    card = (artifacts(films) / "fairseq/README.md").read_text()
+    assert " on films" in card and "path: train.csv" in card and str(films) not in card
+
     (films / "experiments").mkdir(exist_ok=True)
     shutil.copy(artifacts(films) / "config.yaml", films / "experiments/again.yaml")
     monkeypatch.chdir(films)
