@@ -142,32 +142,15 @@ def hugging_face_model(folder: Path, outputs: int) -> Any:
     """RobertaForSequenceClassification with the weights of ``start/``."""
     from transformers import RobertaConfig, RobertaForSequenceClassification
 
+    from lightning_glue.model.huggingface import to_huggingface
+
     state = fine_tuned(folder).state_dict()
-    encoder = "encoder.sentence_encoder."
-    vocabulary = len(state[f"{encoder}embed_tokens.weight"])
+    vocabulary = len(state["encoder.sentence_encoder.embed_tokens.weight"])
     config = RobertaConfig(vocab_size=vocabulary, max_position_embeddings=514, type_vocab_size=1, layer_norm_eps=1e-5,
                            pad_token_id=1, bos_token_id=0, eos_token_id=2)  # fmt: skip
     config.num_labels = outputs
     model = RobertaForSequenceClassification(config)
-    names = {
-        "roberta.embeddings.word_embeddings": f"{encoder}embed_tokens",
-        "roberta.embeddings.position_embeddings": f"{encoder}embed_positions",
-        "roberta.embeddings.LayerNorm": f"{encoder}layernorm_embedding",
-        "classifier.dense": "classification_heads.sentence_classification_head.dense",
-        "classifier.out_proj": "classification_heads.sentence_classification_head.out_proj",
-    }
-    parts = {
-        "attention.self.query": "self_attn.q_proj", "attention.self.key": "self_attn.k_proj",
-        "attention.self.value": "self_attn.v_proj", "attention.output.dense": "self_attn.out_proj",
-        "attention.output.LayerNorm": "self_attn_layer_norm", "intermediate.dense": "fc1", "output.dense": "fc2",
-        "output.LayerNorm": "final_layer_norm",
-    }  # fmt: skip
-    for layer in range(12):
-        names |= {f"roberta.encoder.layer.{layer}.{a}": f"{encoder}layers.{layer}.{b}" for a, b in parts.items()}
-    ours = {f"{a}.{kind}": state.get(f"{b}.{kind}") for a, b in names.items() for kind in ("weight", "bias")}
-    missing, unexpected = model.load_state_dict({a: b for a, b in ours.items() if b is not None}, strict=False)
-    assert missing == ["roberta.embeddings.token_type_embeddings.weight"] and not unexpected, (missing, unexpected)
-    model.roberta.embeddings.token_type_embeddings.weight.data.zero_()
+    model.load_state_dict(to_huggingface(state, 12, vocabulary))
     return model
 
 

@@ -28,6 +28,7 @@ from lightning_glue.inference.finetuned import load_fine_tuned
 from lightning_glue.inference.scorer import Scorer
 from lightning_glue.inference.stream import predict_rows
 from lightning_glue.inference.text_model import Model
+from lightning_glue.model.huggingface import to_huggingface
 from lightning_glue.model.pretrained import Pretrained, load_pretrained
 from lightning_glue.model.roberta import HEAD, RobertaModel, build_model
 from lightning_glue.tasks import get_task
@@ -100,26 +101,16 @@ def hugging_face(model: RobertaModel, tokenizer: Tokenizer, folder: Path) -> tup
         config.num_labels = 2
         found = hf.RobertaForSequenceClassification(config)
         prefix, dense, out = "roberta.", "classifier.dense", "classifier.out_proj"
-    new = found.state_dict()
-    names = {
-        f"{prefix}embeddings.LayerNorm": f"{encoder}layernorm_embedding",
-        dense: f"classification_heads.{HEAD}.dense",
-        out: f"classification_heads.{HEAD}.out_proj",
+    new = {
+        name.replace("roberta.", prefix, 1)
+        .replace("classifier.dense", dense)
+        .replace("classifier.out_proj", out): value
+        for name, value in to_huggingface(state, len(layers), len(words)).items()
     }
-    parts = {
-        "attention.self.query": "self_attn.q_proj", "attention.self.key": "self_attn.k_proj",
-        "attention.self.value": "self_attn.v_proj", "attention.output.dense": "self_attn.out_proj",
-        "attention.output.LayerNorm": "self_attn_layer_norm", "intermediate.dense": "fc1", "output.dense": "fc2",
-        "output.LayerNorm": "final_layer_norm",
-    }  # fmt: skip
-    for layer in range(len(layers)):
-        names |= {f"{prefix}encoder.layer.{layer}.{a}": f"{encoder}layers.{layer}.{b}" for a, b in parts.items()}
-    for a, b in names.items():
-        for kind in ("weight", "bias"):
-            new[f"{a}.{kind}"] = state[f"{b}.{kind}"]
     new[f"{prefix}embeddings.word_embeddings.weight"] = words
     new[f"{prefix}embeddings.position_embeddings.weight"] = positions
-    new[f"{prefix}embeddings.token_type_embeddings.weight"].zero_()
+    segments = f"{prefix}embeddings.token_type_embeddings.weight"
+    new[segments] = torch.zeros_like(found.state_dict()[segments])
     found.load_state_dict(new)
     return found.eval(), tokens
 

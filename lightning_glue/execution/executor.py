@@ -106,6 +106,14 @@ def stop_signals(handler: Callable[[int, FrameType | None], None]) -> Iterator[N
             signal.signal(number, handler_before)
 
 
+def readable(selector: selectors.BaseSelector, seconds: float) -> Iterator[tuple[Any, int]]:
+    """Executor and rank of each process that said something, or has gone; waits for the first at most ``seconds``."""
+    for key, _ in selector.select(timeout=seconds):
+        group, rank = key.data
+        if key.fileobj in group.channels:  # else the group ended since
+            yield group, rank
+
+
 def stop(
     groups: Sequence[Executor],
     selector: selectors.BaseSelector,

@@ -19,7 +19,7 @@ from typing import Protocol
 
 from lightning_glue.errors import UserError
 from lightning_glue.execution.channel import Message
-from lightning_glue.execution.executor import Executor, stop, stop_signals
+from lightning_glue.execution.executor import Executor, readable, stop, stop_signals
 from lightning_glue.execution.job import Job
 from lightning_glue.pipeline.drivers import claim
 from lightning_glue.pipeline.graph import Graph, Node, Standing, standing
@@ -95,10 +95,8 @@ class Driver:
         with stop_signals(self._stop):
             try:
                 while not self.stopped_by and self._assign():
-                    for key, _ in self.selector.select(timeout=0.5):
-                        group, rank = key.data
-                        if key.fileobj in group.channels:  # else the group ended since
-                            self._read(self._of_group[id(group)], rank)
+                    for group, rank in readable(self.selector, 0.5):
+                        self._read(self._of_group[id(group)], rank)
                     self.observer.looked(self.running)
             finally:
                 self._end_all()

@@ -21,7 +21,7 @@ from optuna.trial import FrozenTrial, TrialState
 
 from lightning_glue.errors import UserError
 from lightning_glue.execution.channel import Message
-from lightning_glue.execution.executor import Executor, stop, stop_signals
+from lightning_glue.execution.executor import Executor, readable, stop, stop_signals
 from lightning_glue.execution.job import Job
 from lightning_glue.tuning.space import Space
 from lightning_glue.tuning.study import SharedStudy
@@ -107,10 +107,8 @@ class Controller:
         with stop_signals(self._stop):
             try:
                 while not self.stopped_by and self._assign():
-                    for key, _ in self.selector.select(timeout=0.5):
-                        group, rank = key.data
-                        if key.fileobj in group.channels:  # else the group ended since
-                            self._read(group, rank)
+                    for group, rank in readable(self.selector, 0.5):
+                        self._read(group, rank)
                     self._keep_time()
             finally:
                 self._stopping = True
