@@ -200,7 +200,7 @@ def ranks(folder: Path) -> list[str]:
 def finished_runs(folder: Path, experiment: str = "glue-wnli-sample") -> list[mlflow.entities.Run]:
     client = mlflow.MlflowClient(f"sqlite:///{folder / 'mlflow.db'}")
     found = client.search_runs([client.get_experiment_by_name(experiment).experiment_id])
-    assert {one.info.status for one in found} == {"FINISHED"}
+    assert {one.info.status for one in found} == {"FINISHED"}, (folder / "out").read_text()
     return found
 
 
