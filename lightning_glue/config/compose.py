@@ -148,6 +148,7 @@ def _with_description(values: dict[str, Any], data: Data) -> Config:
 def _compose(overrides: list[str], known: list[str]) -> Any:
     from hydra import compose as hydra_compose
     from hydra import initialize_config_dir
+    from hydra.core.config_store import ConfigStore
     from hydra.errors import HydraException
     from omegaconf import OmegaConf
     from omegaconf.errors import OmegaConfBaseException
@@ -159,6 +160,8 @@ def _compose(overrides: list[str], known: list[str]) -> Any:
     # conf/ comes first: nothing but a recipe is ever taken from the current folder.
     search_path = f"hydra.searchpath=[{','.join(quote(f'file://{root}') for root in paths.recipe_roots())}]"
     _check_keys(overrides, known)
+    # Hydra copies its store, of which there is one, for every composition: fairseq registers thousands of nodes in it.
+    ConfigStore.__deepcopy__ = lambda store, memo: store  # type: ignore[attr-defined]
     try:
         with initialize_config_dir(str(paths.CONF), version_base="1.3"):
             return hydra_compose("run", overrides=[search_path, *overrides])

@@ -12,6 +12,7 @@ import logging
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -68,7 +69,7 @@ class Tokenizer:
         """Number of token embeddings of a model: the dictionary's ids and, unless it is among them, ``<mask>``."""
         return self.dictionary_size + ("<mask>" not in self.symbols)
 
-    @property
+    @cached_property
     def dictionary_text(self) -> str:
         """The dictionary as fairseq loads it: ``symbol count`` a line, specials left out."""
         if len({*SPECIALS, *self.symbols}) == self.dictionary_size:
@@ -79,7 +80,7 @@ class Tokenizer:
             seen.add(symbol)
         return "".join(lines)
 
-    @property
+    @cached_property
     def digest(self) -> str:
         """sha256 over the dictionary and the encoder's files."""
         digest = hashlib.sha256(self.dictionary_text.encode())

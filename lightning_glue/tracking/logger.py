@@ -35,6 +35,7 @@ History = dict[str, list[tuple[int, float]]]  # metric -> (step, value)
 _START_SECONDS = 30.0  # for the server to create the run; then training begins without
 # For the server to take the rest, then it is left to the watcher or to sync; a scheduler that stops us is impatient.
 _FINISH_SECONDS, _STOP_SECONDS = 60.0, 10.0
+_TROUBLE_SECONDS = 5.0  # so long a server may answer with an error at the end: a database that another one holds, say
 _CHECK_SECONDS = 2.0  # between two looks at how the delivery is doing
 
 
@@ -349,12 +350,7 @@ class MLflowTracker(Logger):
         self._finished = True
         self._watch()  # which has it looked at now
         self._check_delivery()
-        deadline = time.monotonic() + (_FINISH_SECONDS if status == "FINISHED" else _STOP_SECONDS)
-        state = self._look()
-        # The position first, then the end: a journal that is delivered may be made shorter between the two.
-        while not state.is_delivered(self._journal.end()) and not state.error and time.monotonic() < deadline:
-            time.sleep(0.02)
-            state = self._look()
+        state = self._wait_for_delivery(_FINISH_SECONDS if status == "FINISHED" else _STOP_SECONDS)
         self._tell_refused(state)
         left = undelivered(self._journal, state)
         if left:
@@ -362,6 +358,23 @@ class MLflowTracker(Logger):
                 f"{left} records of run {self.run_id} have not reached MLflow at {self.uri}; a background process "
                 f"tries for a minute, then: {sync_command(self.run_id, self._root)}"
             )
+
+    def _wait_for_delivery(self, seconds: float) -> State:
+        """Wait until the server has everything, is away, or takes nothing for a while.
+
+        Whoever stops waiting leaves the end to the watcher, which a scheduler may end together with the job.
+        """
+        deadline, worked = time.monotonic() + seconds, time.monotonic()
+        while True:
+            # The position first, then the end: a journal that is delivered may be made shorter between the two.
+            state = self._look()
+            if state.is_delivered(self._journal.end()) or time.monotonic() >= deadline:
+                return state
+            if not state.error:
+                worked = time.monotonic()
+            elif is_away(state.error) or state.fatal or time.monotonic() - worked > _TROUBLE_SECONDS:
+                return state
+            time.sleep(0.02)
 
     @property
     def registered(self) -> str:

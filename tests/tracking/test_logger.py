@@ -83,6 +83,19 @@ def the_run(uri: str, experiment: str) -> mlflow.entities.Run:
     return found
 
 
+def test_the_end_of_a_run_waits_for_an_error_to_pass(server: MlflowServer, experiment: str) -> None:
+    """A scheduler ends the watcher with the job: the run would seem to be at work for ever."""
+    proxy = Proxy(server.port)
+    tracker = MLflowTracker(proxy.uri, experiment, "a name")
+    tracker.start({}, {}, None)
+    ends: list[str] = []
+    proxy.rule = lambda method, path, size: 400 * (path.endswith("runs/update") and not ends.append(path) and len(ends) < 3)
+    tracker.finish("FINISHED")
+    assert len(ends) == 3
+    assert the_run(server.uri, experiment).info.status == "FINISHED"
+    proxy.close()
+
+
 @pytest.mark.torture
 def test_everything_arrives_though_the_server_goes_away(
     server: MlflowServer, experiment: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
