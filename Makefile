@@ -92,9 +92,10 @@ preprocess: $(INSTALLED) ## write TASK (none: all) in fairseq's binary layout, a
 sync: $(INSTALLED) ## deliver to the tracking server what trainings could not; RUN=<id> only that run
 	@$(BIN)/python -m lightning_glue.sync $(RUN) $(ARGS)
 
-bench: $(INSTALLED) ## measure on the CPU beside fairseq and Hugging Face's Trainer (an hour and a half)
+bench: $(INSTALLED) ## measure on the CPU beside fairseq and Hugging Face's Trainer (an hour and a half); kept in benchmarks/records/
 	@$(PIP) -e '.[bench]'
-	@for name in $(BENCHMARKS); do echo "== $$name"; $(BIN)/python benchmarks/$$name.py $(ARGS) || exit; done
+	@export BENCH_RECORD=$(CURDIR)/benchmarks/records/$$(date +%Y-%m-%d-%H%M).json; \
+	for name in $(BENCHMARKS); do echo "== $$name"; $(BIN)/python benchmarks/$$name.py $(ARGS) || exit; done
 
 bench-gpu: $(INSTALLED) ## measure on a GPU beside fairseq in fp16: speed, MFU, kernels, memory
 	@$(BIN)/python benchmarks/gpu.py $(ARGS)

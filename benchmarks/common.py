@@ -20,20 +20,31 @@ BASE = {
 }  # fmt: skip
 
 
-def describe_machine() -> str:
-    """Processor, cores this process may use, memory, versions, load."""
+def machine() -> dict[str, str | int | bool]:
+    """Processor, cores this process may use, memory, versions."""
     import psutil
 
     from lightning_glue.training.devices import cpu_has_bf16
 
     lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
     names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    bf16 = "with bf16 products" if cpu_has_bf16() else "without bf16 products"
-    memory = psutil.virtual_memory().total / 2**30
+    return {
+        "processor": names[0] if names else platform.machine(),
+        "bf16 products": cpu_has_bf16(),
+        "cores": len(os.sched_getaffinity(0)),
+        "GiB": round(psutil.virtual_memory().total / 2**30),
+        "python": platform.python_version(),
+        "versions": versions("torch", "pytorch-lightning", "transformers", "ve-fairseq"),
+    }
+
+
+def describe_machine() -> str:
+    """:func:`machine` and its load, for a person."""
+    found = machine()
+    bf16 = "with bf16 products" if found["bf16 products"] else "without bf16 products"
     return (
-        f"{names[0] if names else platform.machine()} {bf16}, {len(os.sched_getaffinity(0))} cores, {memory:.0f} GiB; "
-        f"Python {platform.python_version()}; {versions('torch', 'pytorch-lightning', 'transformers', 've-fairseq')}; "
-        f"load {os.getloadavg()[0]:.1f} at the start"
+        f"{found['processor']} {bf16}, {found['cores']} cores, {found['GiB']} GiB; "
+        f"Python {found['python']}; {found['versions']}; load {os.getloadavg()[0]:.1f} at the start"
     )
 
 

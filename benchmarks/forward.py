@@ -18,6 +18,7 @@ from pathlib import Path
 
 import torch
 from common import BASE, describe_machine, matmul_rate, real_rows
+from records import keep
 
 from lightning_glue import config
 from lightning_glue.data.batching import MicroBatch, Packed, train_batches
@@ -102,14 +103,19 @@ def main() -> None:
                 side.evaluation.append(evaluation / examples)
                 side.real_flops.append(6 * layers * len(batch["tokens"]) / seconds)
     rates = {bf16: matmul_rate("bfloat16" if bf16 else "float32") for bf16 in {side.bf16 for side in sides}}
+    ratios = {}
     for side in sides:
         speed, evaluation = 1 / statistics.mean(side.step), 1 / statistics.mean(side.evaluation)
         share = statistics.mean(side.real_flops) / rates[side.bf16]
+        ratios[f"train: {side.name}"] = speed * statistics.mean(sides[0].step)
+        ratios[f"evaluate: {side.name}"] = evaluation * statistics.mean(sides[0].evaluation)
+        ratios[f"train: {side.name}, share of the matmul rate"] = share
         print(
             f"{side.name:<42} train {speed:6.2f} examples/s ({speed * statistics.mean(sides[0].step):.2f}x)  evaluate "
             f"{evaluation:7.2f} ({evaluation * statistics.mean(sides[0].evaluation):.2f}x)  "
             f"{share:.0%} of this machine's matmul rate, on real tokens"
         )
+    keep(ratios)
 
 
 if __name__ == "__main__":

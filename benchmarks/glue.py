@@ -15,6 +15,7 @@ import tempfile
 from pathlib import Path
 
 from common import describe_machine
+from records import keep
 
 from lightning_glue.pipeline.ledger import Ledger, idle
 
@@ -41,6 +42,7 @@ def main() -> None:
         f"{jobs} jobs, {steps} steps in each training: {found.total:.1f} s of slots; "
         f"idle between jobs {given}, waiting for what a job needs {waited}"
     )
+    keep({"idle between jobs / all": found.given / found.total, "waiting / all": found.waited / found.total})
 
 
 if __name__ == "__main__":

@@ -15,6 +15,7 @@ import statistics
 import sys
 
 from common import describe_machine
+from records import keep
 
 from lightning_glue.training.build import Warm
 
@@ -75,6 +76,7 @@ def main() -> None:
     mean = statistics.mean(differences)
     error = statistics.stdev(differences) / len(differences) ** 0.5
     print(f"{args.task}: mean difference {mean:+.4f}, standard error {error:.4f} ({len(differences)} pairs)")
+    keep({"mean difference": mean, "standard error": error})
     sys.exit(0 if abs(mean) <= 3 * max(error, 1e-6) else "the difference is more than three standard errors")
 
 

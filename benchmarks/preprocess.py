@@ -20,6 +20,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from common import describe_machine, versions
+from records import keep
 
 from lightning_glue.data import sources
 from lightning_glue.tasks import get_task
@@ -109,6 +110,7 @@ def main() -> None:
         print(f"{name:<26} {took:8.2f} s   {sentences / took:9.0f} sentences/s")
     ratio = statistics.median(b / a for a, b in zip(taken["ours"], taken["theirs"]))
     print(f"{ratio:.1f} times as fast, target {TARGET}; load {os.getloadavg()[0]:.1f} at the end")
+    keep({"fairseq's script / ours": ratio})
 
 
 if __name__ == "__main__":

@@ -23,6 +23,7 @@ import optuna
 from common import describe_machine
 from optuna.distributions import FloatDistribution
 from optuna.trial import FrozenTrial, create_trial
+from records import keep
 
 from lightning_glue.execution.job import Job, Outcome
 from lightning_glue.tuning.space import Space
@@ -110,7 +111,8 @@ def measure_watcher(records: int, system_metrics: float | None) -> tuple[float, 
     return share, statistics.median(delays), resumed
 
 
-def show_watcher() -> None:
+def show_watcher() -> dict[str, float]:
+    found = {}
     print(f"\nwatcher, {CALLS:g} calls of 8 scalars a second, SQLite; records already in the journal:")
     for seconds in (5.0, None):
         for records in (0, RECORDS):
@@ -119,6 +121,8 @@ def show_watcher() -> None:
                 f"  {records:>6} records, system metrics {seconds or 'off'}: {share:.1%} of a core, "
                 f"queryable after {delay:.2f} s; resuming took {resumed:.2f} CPU s; load {os.getloadavg()[0]:.1f}"
             )
+            found[f"watcher, {records} records, system metrics {seconds or 'off'}: share of a core"] = share
+    return found
 
 
 def done_trial(number: int) -> FrozenTrial:
@@ -184,7 +188,8 @@ def signal_of_the_end() -> Any:
     return signal.SIGTERM
 
 
-def show_trials() -> None:
+def show_trials() -> dict[str, float]:
+    ratios: dict[str, float] = {}
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     sys.path.insert(0, str(HERE.parent / "tests"))
     storages = {"sqlite": f"sqlite:///{Path.cwd() / 'study.db'}", "journal file": str(Path.cwd() / "study.journal")}
@@ -206,12 +211,15 @@ def show_trials() -> None:
                 f"  {kind}: {few:.1f} with {SOME} queued, {queued:.1f} with {MANY} queued ({queued / few:.2f}x), "
                 f"{finished:.1f} with {MANY} finished ({finished / few:.2f}x); load {os.getloadavg()[0]:.1f}"
             )
+            ratios |= {f"trial, {kind}: {MANY} queued / {SOME}": queued / few}
+            ratios |= {f"trial, {kind}: {MANY} finished / {SOME} queued": finished / few}
     finally:
         if server:
             server.remove()
+    return ratios
 
 
-def show_journals() -> None:
+def show_journals() -> dict[str, float]:
     """Old journals are names of one file, which so stays in memory: the disk does not count."""
     from lightning_glue.tracking.known_runs import unfinished_runs
     from lightning_glue.tracking.sync import sync_all
@@ -241,6 +249,7 @@ def show_journals() -> None:
         print(f"  {name}: {seconds:.1f} CPU s ({wall:.1f} s); load {os.getloadavg()[0]:.1f}", flush=True)
     left = sum((folder / "records").stat().st_size > size // 2 for folder in root.iterdir())
     print(f"  {left} of {JOURNALS} journals are still whole")
+    return {"journals that are still whole / all": left / JOURNALS}
 
 
 def main() -> None:
@@ -251,8 +260,10 @@ def main() -> None:
     memory = Path("/dev/shm")  # so that a busy disk does not count
     where = memory if memory.is_dir() else None
     with tempfile.TemporaryDirectory(prefix="lightning-glue-", dir=where) as folder, chdir(folder):
+        ratios: dict[str, float] = {}
         for name in chosen:
-            parts[name]()
+            ratios |= parts[name]()
+    keep(ratios)
 
 
 if __name__ == "__main__":

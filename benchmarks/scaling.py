@@ -81,8 +81,8 @@ def measure(arguments: Sequence[str], steps: int, threads: int, **environment: s
     return {key: how(one[key] for one in found) for key, how in together.items()}
 
 
-def processes(model: str, rounds: int, steps: int, overrides: Sequence[str]) -> None:
-    """Examples/s of RTE with the same batches, cut for one process or for two."""
+def processes(model: str, rounds: int, steps: int, overrides: Sequence[str]) -> dict[str, float]:
+    """Examples/s of RTE with the same batches, cut for one process or for two; the efficiencies."""
     source = "glue" if os.environ.get("GLUE_DIR") else "sample"
     speeds: dict[str, list[float]] = {name: [] for name in VARIANTS}
     worked = set()
@@ -98,6 +98,7 @@ def processes(model: str, rounds: int, steps: int, overrides: Sequence[str]) -> 
     one, two, ddp = (speeds[name] for name in VARIANTS)
     efficiency = [statistics.median(b / (2 * a) for a, b in zip(one, other)) for other in (ddp, two)]
     print(f"efficiency of the second process {efficiency[0]:.0%}, of the second thread {efficiency[1]:.0%}")
+    return {"efficiency of the second process": efficiency[0], "efficiency of the second thread": efficiency[1]}
 
 
 def write_rows(folder: Path, rows: int) -> None:
@@ -114,8 +115,8 @@ def write_rows(folder: Path, rows: int) -> None:
         (folder / task.directory / split.file_name).write_bytes(header + b"".join(kept))
 
 
-def data_size(model: str, rounds: int, steps: int, folder: Path) -> None:
-    """Seconds an example and memory while the data grow; the arrays are cached by a run before.
+def data_size(model: str, rounds: int, steps: int, folder: Path) -> dict[str, float]:
+    """Seconds an example and memory while the data grow, as ratios; the arrays are cached by a run before.
 
     Plain shuffle: 1024 rows are a single pool of similar lengths, so its batches would have the same shapes in every
     epoch and oneDNN would make fewer kernels for them.
@@ -139,10 +140,12 @@ def data_size(model: str, rounds: int, steps: int, folder: Path) -> None:
             f"{model}, {rows:7} rows of SST-2: {took:7.1f} us an example, {busy:7.1f} of the processor's, "
             f"{peak:6.0f} MiB at most"
         )
-    base = results[ROWS[0]]
+    base, ratios = results[ROWS[0]], {}
     for key, unit in (("seconds", "time an example"), ("busy", "processor's time"), ("peak", "memory")):
         grown = statistics.median(b[key] / a[key] for a, b in zip(base, results[ROWS[-1]]))
         print(f"{ROWS[-1] // ROWS[0]} times the rows: {grown:.3f} times the {unit}")
+        ratios[f"{ROWS[-1] // ROWS[0]} times the rows: {unit}"] = grown
+    return ratios
 
 
 def balance(lengths: np.ndarray, batch_size: int, pool: int, world: int) -> float:
@@ -173,15 +176,17 @@ def main() -> None:
     model = sys.argv[1] if len(sys.argv) > 1 else "minilm"
     rounds = int(sys.argv[2]) if len(sys.argv) > 2 else 3
     from common import describe_machine
+    from records import keep
 
     print(describe_machine())
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
         os.environ["LIGHTNING_GLUE_CACHE"] = str(folder / "cache")
         print_balance()
-        processes(model, rounds, 200 if model == "tiny" else 30, sys.argv[3:])
-        data_size("tiny" if os.environ.get("ROBERTA_BPE_DIR") else model, rounds, 300, folder)
+        ratios = processes(model, rounds, 200 if model == "tiny" else 30, sys.argv[3:])
+        ratios |= data_size("tiny" if os.environ.get("ROBERTA_BPE_DIR") else model, rounds, 300, folder)
     print(f"load {os.getloadavg()[0]:.1f} at the end")
+    keep(ratios)
 
 
 if __name__ == "__main__":

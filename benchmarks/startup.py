@@ -176,6 +176,7 @@ def run(command: list[str], folder: Path) -> dict[str, Any]:
 def main() -> None:
     rounds = int(sys.argv[1]) if len(sys.argv) > 1 else 5
     from common import describe_machine
+    from records import keep
 
     print(describe_machine())
     results: dict[str, list[dict[str, Any]]] = {"ours": [], "theirs": []}
@@ -199,6 +200,7 @@ def main() -> None:
     print(
         f"ours takes {ratio:.2f} of fairseq's time, target {TARGET} or less; load {os.getloadavg()[0]:.1f} at the end"
     )
+    keep({"to the first step, ours / fairseq's": ratio})
 
 
 if __name__ == "__main__":

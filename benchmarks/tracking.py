@@ -90,6 +90,7 @@ def main() -> None:
     import pytorch_lightning  # noqa: F401 - quiet() comes after it
     from common import describe_machine
     from helpers.servers import MlflowServer
+    from records import keep
 
     from lightning_glue.training.allocator import keep_freed_memory
     from lightning_glue.training.messages import quiet
@@ -131,6 +132,7 @@ def main() -> None:
         f"ratio, median of {len(ratios)} pairs: {statistics.median(ratios):.4f} "
         f"(95 % interval {low:.4f} to {high:.4f}), target below {TARGET}"
     )
+    keep({"a step with tracking / without": statistics.median(ratios), "low": low, "high": high})
 
 
 if __name__ == "__main__":

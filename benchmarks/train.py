@@ -23,6 +23,7 @@ from typing import Any
 
 from common import BASE, describe_machine, matmul_rate
 from peers import SIDES
+from records import keep
 
 from lightning_glue import config as configuration
 from lightning_glue.tasks import Split, Task, get_task
@@ -124,11 +125,16 @@ def check_same_work(results: dict[str, list[dict[str, Any]]], train: int, dev: i
                 sys.exit(f"{name}: loss {run['loss']:.5f} before training, not {expected:.5f}")
 
 
-def print_table(results: dict[str, list[dict[str, Any]]], lengths: dict[str, float], rates: dict[str, float]) -> None:
+def print_table(
+    results: dict[str, list[dict[str, Any]]], lengths: dict[str, float], rates: dict[str, float]
+) -> dict[str, float]:
+    """Print speeds; ours over each of the others, by ``<train or eval>: <ours> / <theirs>``."""
+
     def speed(side: str, kind: str) -> float:
         return statistics.median(run[f"{kind}_examples"] / run[f"{kind}_seconds"] for run in results[side])
 
     peers = [name for name in results if not SIDES[name].ours]
+    found: dict[str, float] = {}
     for kind in ("train", "eval"):
         print(f"\n{kind}: examples/s (range) | times " + " | times ".join(peers) + " | share of the matmul rate")
         for side, runs in results.items():
@@ -136,11 +142,15 @@ def print_table(results: dict[str, list[dict[str, Any]]], lengths: dict[str, flo
             ratios = " | ".join(f"{speed(side, kind) / speed(peer, kind):5.2f}" for peer in peers)
             flops = (6 if kind == "train" else 2) * _PARAMETERS * lengths[kind]
             share = speed(side, kind) * flops / rates[SIDES[side].precision]
+            if SIDES[side].ours:
+                found |= {f"{kind}: {side} / {peer}": speed(side, kind) / speed(peer, kind) for peer in peers}
+                found[f"{kind}: {side}, share of the matmul rate"] = share
             print(f"{side:<28}{speed(side, kind):7.2f} ({min(values):.2f}-{max(values):.2f}) | {ratios} | {share:.0%}")
+    return found
 
 
-def compare(task: Task, args: argparse.Namespace) -> None:
-    """Measure all sides in turn on one task and print the tables."""
+def compare(task: Task, args: argparse.Namespace) -> dict[str, float]:
+    """Measure all sides in turn on one task and print the tables; the ratios."""
     size = configuration.compose([], task=task.name).data.batch_size
     precisions = {"fp32", "bf16"} if cpu_has_bf16() else {"fp32"}
     sides = args.sides or [name for name, side in SIDES.items() if side.precision in precisions]
@@ -158,7 +168,7 @@ def compare(task: Task, args: argparse.Namespace) -> None:
     print(", ".join(f"{side} {value:.2f}" for side, value in padded.items()))
     dtypes = {"fp32": "float32", "bf16": "bfloat16"}
     measured = {SIDES[side].precision for side in sides}  # a processor without bf16 takes minutes for its rate
-    print_table(results, lengths, {precision: matmul_rate(dtypes[precision]) for precision in measured})
+    return print_table(results, lengths, {precision: matmul_rate(dtypes[precision]) for precision in measured})
 
 
 def main() -> None:
@@ -167,8 +177,10 @@ def main() -> None:
         sys.exit("set GLUE_DIR: this benchmark runs on real rows")
     tasks = [get_task(name) for name in args.tasks]
     print(describe_machine())
+    ratios: dict[str, float] = {}
     for task in tasks:
-        compare(task, args)
+        ratios |= {f"{task.name} {name}": value for name, value in compare(task, args).items()}
+    keep(ratios)
 
 
 if __name__ == "__main__":

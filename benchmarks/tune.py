@@ -19,6 +19,7 @@ from pathlib import Path
 import optuna
 from common import describe_machine
 from optuna.trial import FrozenTrial
+from records import keep
 
 COMMAND = [
     "--task", "RTE", "--model", "minilm", "--gpus", "0", "--data", "glue" if os.environ.get("GLUE_DIR") else "sample",
@@ -60,6 +61,7 @@ def main() -> None:
             f"from the job to its first optimizer step {first:.2f} s"
         )
     print(f"warm workers run {between['cold'] / between['warm']:.2f} times as many short trials (10 steps, evaluation)")
+    keep({"trials of warm workers / cold": between["cold"] / between["warm"]})
 
 
 if __name__ == "__main__":
