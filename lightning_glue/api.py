@@ -6,6 +6,7 @@ random states and the environment as they were. What is to be said besides goes 
 
 from __future__ import annotations
 
+import gc
 import os
 import signal
 from collections.abc import Iterator, Mapping, Sequence
@@ -208,13 +209,14 @@ def _compose(asked: dict[str, Any], given: dict[str, Any], resume: str | None) -
 @contextmanager
 def _in_library(verbose: bool) -> Iterator[None]:
     """Import what takes seconds; afterwards the process is as it was before."""
-    with quick_imports():
+    with quick_imports(freeze=False):
         import pytorch_lightning  # noqa: F401
 
         from lightning_glue.training.messages import LOGGERS
         from lightning_glue.utils.guest import as_a_guest
 
     with ExitStack() as stack:
+        stack.callback(gc.collect)  # models and trainers refer to one another
         stack.enter_context(as_a_guest([*LOGGERS, "fairseq", "optuna"]))
         if not verbose:
             stack.enter_context(no_bars())

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 def load_model(reference: str, uri: str | None = None, device: str | None = None, *, calibrated: bool = False) -> Model:
     """See :func:`lightning_glue.load`; ``reference`` is a run's id, ``models:/<name>@<alias>`` or a path."""
-    with quick_imports():
+    with quick_imports(freeze=False):
         import torch
 
         from lightning_glue.inference.finetuned import load_fine_tuned

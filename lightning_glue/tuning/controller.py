@@ -144,15 +144,16 @@ class Controller:
         trial = self.study.claim(self.space)
         if trial is None:
             return
-        known = self.study.trial(trial._trial_id)
+        told = trial.user_attrs
         running = Running(
             trial_id=trial._trial_id,
             number=trial.number,
             parameters=trial.params,
-            first=known.user_attrs.get("retry_of", trial.number),
-            runs=list(known.user_attrs.get("runs", [])),
+            first=told.get("retry_of", trial.number),
+            runs=list(told.get("runs", [])),
         )
         if self.seeds > 1:  # a retry knows the seeds that are through
+            known = self.study.trial(trial._trial_id)
             running.values = [known.intermediate_values[step] for step in sorted(known.intermediate_values)]
         self.running[group.place.number] = running
         self._train(group, running)
@@ -277,7 +278,7 @@ class Controller:
                 shutil.rmtree(scratch_folder(self.folder, running.first, seed), ignore_errors=True)
         if not self.warm and group.processes and not self._stopping:
             self._end(group)
-        self.observer.finished(self.study.trial(running.trial_id), running.runs)
+        self.observer.finished(self.study.ended(running.number), running.runs)
         self.observer.changed(list(self.running.values()))
 
     def _end(self, group: Executor) -> None:
@@ -296,7 +297,7 @@ class Controller:
         if now >= self._next_reap:
             self._next_reap = now + self.study.heartbeat
             for trial in self.study.reap():
-                self.observer.finished(self.study.trial(trial._trial_id), trial.user_attrs.get("runs", []))
+                self.observer.finished(self.study.ended(trial.number), trial.user_attrs.get("runs", []))
             self.observer.changed(list(self.running.values()))
 
 

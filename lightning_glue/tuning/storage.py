@@ -62,8 +62,8 @@ def _connect(url: str) -> BaseStorage:
         return proxy
     if "://" in url:
         sqlite = url.startswith("sqlite")
-        wait = {"connect_args": {"timeout": 60}} if sqlite else {}
-        storage = RDBStorage(url, engine_kwargs={"pool_pre_ping": True, **wait})
+        options: dict[str, Any] = {"connect_args": {"timeout": 60}} if sqlite else {"pool_pre_ping": True}
+        storage = RDBStorage(url, engine_kwargs=options)
         if sqlite:
             _lock_before_reading(storage)
         return storage

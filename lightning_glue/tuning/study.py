@@ -76,7 +76,8 @@ class SharedStudy:
         self._patiently = Patience(name, longest=min(10.0, heartbeat))
         self._retry_before = 0  # number of the first trial that was not there when this controller began
         self._gap_since: float | None = None
-        self._slots = Slots()
+        self.slots = Slots()  # as they were seen last
+        self._data: dict[str, str] | None = None
         self._beats: dict[int, Beat] = {}
         self._looked: tuple[float, int] = (0.0, 0)  # when, and after how many outages, the heartbeats were looked at
         self._pulse = 0
@@ -161,8 +162,14 @@ class SharedStudy:
 
     def look(self) -> Slots:
         """The trials by slot, as the storage has them now: the same object each time, brought up to date."""
-        self._slots.update(self.trials())
-        return self._slots
+        self.slots.update(self.trials())
+        return self.slots
+
+    def ended(self, number: int) -> FrozenTrial:
+        """A trial that has just ended, as the storage has it; :attr:`slots` are brought up to date with it."""
+        trials = self.trials()
+        self.slots.update(trials)
+        return trials[number]
 
     def trial(self, trial_id: int) -> FrozenTrial:
         return self._patiently(lambda: self.storage.get_trial(trial_id))
@@ -187,10 +194,11 @@ class SharedStudy:
 
     def data_digests(self, ours: dict[str, str]) -> dict[str, str]:
         """Digests of the data the study's values were measured on: those of its first training."""
-        stored = self.attributes().get("data")
-        if stored is None:
+        if self._data is None:  # once there, they stay
+            self._data = self.attributes().get("data")
+        if self._data is None:
             self.set_attribute("data", ours)
-        return ours if stored is None else stored
+        return ours if self._data is None else self._data
 
     def asked_for(self) -> int:
         """The most trials that any command has asked of the study; 0 where none has."""

@@ -110,7 +110,7 @@ class StudyTracking:
             watch(folder)
 
     def _log_progress(self) -> None:
-        slots = self.study.look()
+        slots = self.study.slots  # just looked at
         pruned = slots.counts[TrialState.PRUNED]
         done = slots.counts[TrialState.COMPLETE] + pruned
         values: dict[str, float] = {"study/trials": done, "study/pruned": pruned}

@@ -24,25 +24,21 @@ def as_a_guest(loggers: Sequence[str] = ()) -> Iterator[None]:
     """Afterwards signal handlers, warning filters, logging levels, random states and the environment are as before.
 
     Handlers are those of the main thread; in another one there are none to put back. Of the environment it is what
-    trainings use. Memory of objects that refer to one another is given back, too.
+    trainings use. What :mod:`~lightning_glue.utils.quick_imports` put aside meanwhile counts again for the collector of
+    garbage, unless something had been put aside before.
 
     Args:
         loggers: names of those whose levels will be changed, besides all that are there already.
     """
     with ExitStack() as stack:
-        stack.callback(_collect)
+        if not gc.get_freeze_count():
+            stack.callback(gc.unfreeze)
         stack.enter_context(_environment())
         stack.enter_context(_handlers())
         stack.enter_context(_levels(loggers))
         stack.enter_context(_randomness())
         stack.enter_context(warnings.catch_warnings())
         yield
-
-
-def _collect() -> None:
-    """What :mod:`~lightning_glue.utils.quick_imports` put aside counts again."""
-    gc.unfreeze()
-    gc.collect()
 
 
 @contextmanager

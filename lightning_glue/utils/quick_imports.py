@@ -18,11 +18,14 @@ NEVER_CALLED = ("scipy.signal", "scipy.stats", "sklearn", "sklearn.metrics", "tr
 
 
 @contextmanager
-def quick_imports() -> Iterator[None]:
+def quick_imports(*, freeze: bool = True) -> Iterator[None]:
     """Imports within this run in two thirds of the time.
 
     Without garbage collection, because they make very many objects that stay, and each collection goes through them
     again; afterwards, too, unless they are put aside. And with :class:`Deferred` in place of :data:`NEVER_CALLED`.
+
+    Args:
+        freeze: whether all that is there then is put aside; not in a process that is somebody else's.
     """
     collecting = gc.isenabled()
     gc.disable()
@@ -30,7 +33,8 @@ def quick_imports() -> Iterator[None]:
         with deferred(*NEVER_CALLED):
             yield
     finally:
-        gc.freeze()
+        if freeze:
+            gc.freeze()
         if collecting:
             gc.enable()
 

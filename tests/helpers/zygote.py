@@ -1,9 +1,10 @@
 """Commands of the program without the seconds in which its libraries are imported.
 
 :func:`install` makes :class:`subprocess.Popen`, and so :func:`subprocess.run`, fork ``python -m lightning_glue...``,
-and scripts that begin with :data:`FORKED`, off a process that has imported the third-party packages, nothing of the
-project. What runs is the command itself in a process of its own: arguments, environment, folder, open files, session,
-signals, command line in ``ps``, exit code. What a command starts in turn is forked from spares, children of its own.
+MLflow's server and scripts that begin with :data:`FORKED` off a process that has imported the third-party packages,
+nothing of the project. What runs is the command itself in a process of its own: arguments, environment, folder, open
+files, session, signals, command line in ``ps``, exit code. What a command starts in turn is forked from spares, which
+are children of its own.
 All other programs are executed as ever, and so is everything within :func:`executed`.
 """
 
@@ -35,8 +36,9 @@ from typing import Any, NoReturn
 
 PACKAGES = (
     "hydra", "mlflow.store.tracking.sqlalchemy_store", "optuna", "pytorch_lightning", "tokenizers",
-    "fairseq.models.roberta",
+    "fairseq.models.roberta", "mlflow.cli", "flask", "fastapi", "uvicorn", "graphene",
 )  # fmt: skip
+MODULES = ("lightning_glue", "helpers", "mlflow", "uvicorn")  # that are forked with all below them
 ADDRESS = "LIGHTNING_GLUE_ZYGOTE"  # where it listens, for the processes of pytest-xdist
 FORKED = "# forked\n"  # begins a script of ``python -c`` that needs no interpreter of its own
 SPARES = 5  # a watcher and a few processes of DDP or of a search
@@ -261,11 +263,11 @@ _source: Callable[[_Request, list[int]], tuple[int, int | None] | None] | None =
 
 
 def is_ours(arguments: object) -> bool:
-    """Whether it is ``python -m`` of the program, or ``python -c`` of a script that asks for it."""
+    """Whether it is ``python -m`` of one of :data:`MODULES`, or ``python -c`` of a script that asks for it."""
     if not isinstance(arguments, list) or [*map(str, arguments[:1])] != [sys.executable] or len(arguments) < 3:
         return False
     how, what = map(str, arguments[1:3])
-    return what.startswith("lightning_glue") if how == "-m" else how == "-c" and what.startswith(FORKED)
+    return what.partition(".")[0] in MODULES if how == "-m" else how == "-c" and what.startswith(FORKED)
 
 
 class ForkingPopen(_Popen):

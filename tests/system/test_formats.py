@@ -15,6 +15,7 @@ from pathlib import Path
 import mlflow
 import pytest
 from helpers.project import ROOT, run
+from helpers.zygote import FORKED
 
 ARCHIVE = ROOT / "tests" / "formats" / "0.1.0.tar.xz"
 FINISHED, STOPPED = "41e3cf5a0dc7491ebfd710dbbbcdaebe", "8d78fac2660443d896632e57b796e219"
@@ -67,8 +68,8 @@ def test_a_registered_model_predicts(project: Path) -> None:
     (path,) = project.glob(f"mlruns/*/{FINISHED}/artifacts/fairseq")
     code = code.replace("models:/glue-wnli-sample@champion", str(path))
     loaded = subprocess.run(
-        [sys.executable, "-c", code], cwd=project, env={"PATH": "", "PYTHONPATH": str(ROOT), "HOME": str(project)},
-        capture_output=True, text=True, timeout=100,
+        [sys.executable, "-c", FORKED + code], cwd=project, capture_output=True, text=True, timeout=100,
+        env={"PATH": "", "PYTHONPATH": str(ROOT), "HOME": str(project)},
     )  # fmt: skip
     assert loaded.stdout.strip().endswith("['label', 'probability_0', 'probability_1']"), loaded.stderr
 

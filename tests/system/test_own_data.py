@@ -22,6 +22,7 @@ import pytest
 import torch
 import yaml
 from helpers.project import ROOT, run
+from helpers.zygote import FORKED
 
 import lightning_glue as lg
 from lightning_glue import train as training
@@ -159,8 +160,8 @@ def test_fairseq_loads_the_export_with_labels_in_the_same_order(films: Path) -> 
         "print([[d.symbols[i + d.nspecial], p[i]] for i in range(3)])"
     )
     loaded = subprocess.run(
-        [sys.executable, "-c", code], cwd=artifacts(films) / "fairseq", env={**os.environ, "PYTHONPATH": str(ROOT)},
-        capture_output=True, text=True, timeout=200,
+        [sys.executable, "-c", FORKED + code], cwd=artifacts(films) / "fairseq", capture_output=True, text=True,
+        env={**os.environ, "PYTHONPATH": str(ROOT)}, timeout=200,
     )  # fmt: skip
     assert loaded.returncode == 0, loaded.stderr
     theirs = eval(loaded.stdout.splitlines()[-1])

@@ -19,6 +19,7 @@ import mlflow
 import pytest
 from helpers.project import ROOT, run
 from helpers.servers import MlflowServer, Proxy, free_port
+from helpers.zygote import FORKED
 
 from lightning_glue.data.binarize import SplitInfo
 from lightning_glue.errors import UserError
@@ -89,7 +90,12 @@ def test_the_end_of_a_run_waits_for_an_error_to_pass(server: MlflowServer, exper
     tracker = MLflowTracker(proxy.uri, experiment, "a name")
     tracker.start({}, {}, None)
     ends: list[str] = []
-    proxy.rule = lambda method, path, size: 400 * (path.endswith("runs/update") and not ends.append(path) and len(ends) < 3)
+
+    def refuse_twice(method: str, path: str, size: int) -> int:
+        ends.extend([path] * path.endswith("runs/update"))
+        return 400 if path.endswith("runs/update") and len(ends) < 3 else 0
+
+    proxy.rule = refuse_twice
     tracker.finish("FINISHED")
     assert len(ends) == 3
     assert the_run(server.uri, experiment).info.status == "FINISHED"
@@ -365,7 +371,7 @@ def test_a_run_at_work_cannot_be_resumed(tmp_path: Path) -> None:
     other = "from lightning_glue.tracking.logger import MLflowTracker\n"
     other += "MLflowTracker(None, 'glue-rte', 'x').start({}, {}, None, "
     result = subprocess.run(
-        [sys.executable, "-c", f"{other}{tracker.run_id!r})"],
+        [sys.executable, "-c", f"{FORKED}{other}{tracker.run_id!r})"],
         env={**os.environ, "PYTHONPATH": str(ROOT)},
         capture_output=True,
         text=True,

@@ -16,6 +16,7 @@ import pytest
 from helpers.control import SPACE, control, share
 from helpers.postgres import Postgres
 from helpers.project import ROOT, torture
+from helpers.zygote import FORKED
 from optuna.distributions import CategoricalDistribution
 from optuna.trial import TrialState
 
@@ -253,7 +254,7 @@ def test_a_maker_that_dies_over_the_queue_leaves_nothing_out(storage: str) -> No
         "    real(self, slots, slot); made.append(slot); len(made) == 3 and os.kill(os.getpid(), 9)\n"
         f"SharedStudy._make = make; share({storage!r}, 'maker', 20)"
     )
-    subprocess.run([sys.executable, "-c", code], check=False)
+    subprocess.run([sys.executable, "-c", FORKED + code], check=False)
     assert len(optuna.load_study(study_name="maker", storage=open_storage(storage)).trials) == 3
     assert len(work_together(storage, "maker", 20, controllers=2)) == 20
 
@@ -286,7 +287,7 @@ def test_an_interruption_costs_no_retry(storage: str) -> None:
 def test_a_trial_of_a_dead_process_of_this_machine_is_found_at_once(storage: str) -> None:
     share(storage, "dead", 1)
     code = "import os; from helpers.control import *; s=share({!r}, 'dead', 1); s.claim(SPACE); os.kill(os.getpid(), 9)"
-    subprocess.run([sys.executable, "-c", code.format(storage)], check=False)
+    subprocess.run([sys.executable, "-c", FORKED + code.format(storage)], check=False)
     study = share(storage, "dead", 1)
     assert [trial.number for trial in study.reap()] == [0]
     assert study.claim(SPACE).number == 1
@@ -431,7 +432,7 @@ def test_optunas_grpc_proxy_serves_controllers_without_a_database_driver(tmp_pat
         f"storage = open_storage('sqlite:///{tmp_path}/p.db');"
         f"optuna.storages.run_grpc_proxy_server(storage, host='127.0.0.1', port={port})"
     )
-    proxy = subprocess.Popen([sys.executable, "-c", code], stderr=subprocess.DEVNULL)
+    proxy = subprocess.Popen([sys.executable, "-c", FORKED + code], stderr=subprocess.DEVNULL)
     try:
         url = f"grpc://127.0.0.1:{port}"
         wait_for(lambda: socket.socket().connect_ex(("127.0.0.1", port)) == 0)

@@ -8,6 +8,7 @@ import sys
 
 import pytest
 from helpers.project import ROOT
+from helpers.zygote import FORKED
 
 from lightning_glue.config import compose
 from lightning_glue.errors import UserError
@@ -142,7 +143,7 @@ if found.creates_processes_externally:
 def asked(environment: dict[str, str]) -> list[str]:
     """What Lightning gets to know in a process of its own."""
     result = subprocess.run(
-        [sys.executable, "-c", ASKED],
+        [sys.executable, "-c", FORKED + ASKED],
         cwd=ROOT, env={**os.environ, **environment}, capture_output=True, text=True, timeout=100,
     )  # fmt: skip
     assert result.returncode == 0, result.stderr
