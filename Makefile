@@ -123,7 +123,7 @@ server: $(INSTALLED) ## serve the runs on 127.0.0.1:5000; DB=postgresql://... AR
 	@$(BIN)/python -m lightning_glue.server $(if $(MLFLOW_BACKEND_STORE_URI),--host 0.0.0.0) $(call option,--artifacts,$(ARTIFACTS)) $(call option,--allowed-hosts,$(HOSTS)) $(ARGS)
 
 ui: $(INSTALLED) ## browse and compare runs: `mlflow ui` with one process, without its job runners
-	@MLFLOW_DISABLE_TELEMETRY=$${MLFLOW_DISABLE_TELEMETRY:-true} MLFLOW_SERVER_ENABLE_JOB_EXECUTION=false $(BIN)/mlflow ui --workers 1 $(ARGS)
+	@PYTHONWARNINGS='ignore:starlette.middleware.wsgi' MLFLOW_DISABLE_TELEMETRY=$${MLFLOW_DISABLE_TELEMETRY:-true} MLFLOW_SERVER_ENABLE_JOB_EXECUTION=false $(BIN)/mlflow ui --workers 1 --uvicorn-opts='--lifespan off' $(ARGS)
 
 test: $(INSTALLED) ## run the tests, many minutes; GLUE_DIR and ROBERTA_BPE_DIR let them use real files
 	@echo "the whole suite takes ten minutes and more on two cores; one file: ARGS='-n0 tests/data/test_reader.py'" >&2

@@ -21,12 +21,20 @@ _UPRIGHT = 6  # labels, up to which their names fit beside one another
 _MANY = 40  # labels, above which the rare ones are put together
 _CURVES = 10
 _LONGEST = 30  # characters of a label
+_SHORT = 15  # characters of a label that has room in usual margins
 
 
-def _new(title: str) -> Figure:
+def _new(title: str, *, fits: bool = True) -> Figure:
+    """An empty figure.
+
+    Args:
+        fits: whether what is beside the axes has room in usual margins; to look for others takes as long as to draw.
+    """
     from matplotlib.figure import Figure  # no pyplot: it keeps every figure alive and wants a backend
 
-    figure = Figure(figsize=(5.5, 4.5), layout="constrained", dpi=120)
+    figure = Figure(figsize=(5.5, 4.5), layout=None if fits else "constrained", dpi=120)
+    if fits:
+        figure.subplots_adjust(left=0.14, right=0.96, bottom=0.12, top=0.91, hspace=0.08)
     figure.suptitle(title)
     return figure
 
@@ -47,7 +55,8 @@ def confusion_matrix(task: Task, split: str, evaluation: Evaluation) -> Figure:
     counts = metrics.confusion_matrix(predictions, evaluation.targets.numpy(), classes)
     lost = int(counts[:, classes].sum())
     counts, labels = _most_frequent(counts[:, :classes], task.labels)
-    figure = _new(f"{task.name} {split}: confusion matrix" + (f" without {lost} rows of NaN" if lost else ""))
+    title = f"{task.name} {split}: confusion matrix" + (f" without {lost} rows of NaN" if lost else "")
+    figure = _new(title, fits=len(labels) <= _UPRIGHT and max(map(len, labels)) <= _SHORT)
     if len(labels) > _FEW:
         figure.set_size_inches(12, 10)
     axes = figure.subplots()
@@ -117,13 +126,13 @@ def precision_recall(task: Task, split: str, evaluation: Evaluation) -> Figure |
 
 def regression_scatter(task: Task, split: str, evaluation: Evaluation) -> Figure:
     """Predicted against true scores on the task's own scale."""
-    figure = _new(f"{task.name} {split}: predicted and true scores")
-    axes = figure.subplots()
     true, predicted = (
         part.flatten().double().numpy() * task.label_scale + task.label_offset
         for part in (evaluation.targets, evaluation.outputs)
     )
     ends = [task.label_offset, task.label_offset + task.label_scale]
+    figure = _new(f"{task.name} {split}: predicted and true scores", fits=max(map(abs, ends)) < 1000)
+    axes = figure.subplots()
     axes.plot(ends, ends, color="grey", linewidth=1)
     axes.scatter(true, predicted, s=8, alpha=0.4)
     axes.set(xlabel="true score", ylabel="predicted score")

@@ -58,6 +58,7 @@ def test_onnxruntime_gives_our_logits_for_any_batch_and_length(
         np.testing.assert_allclose(found, ours.outputs([texts, others]), atol=tolerance)
 
 
+@pytest.mark.torture
 def test_the_comparison_is_on_the_whole_dev_set(
     model: FineTuned, folder: Path, cache: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -17,7 +17,7 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -81,8 +81,13 @@ def make_ui(project: Path, processes: list[int] | None = None) -> Iterator[str]:
             if processes is not None:
                 processes += [one.pid for one in psutil.Process(server.pid).children(recursive=True)]
             yield f"http://127.0.0.1:{port}"
+            os.killpg(server.pid, signal.SIGINT)  # as Ctrl-C does
+            server.wait(timeout=30)
+            log.seek(0)
+            assert "Traceback" not in (said := log.read().decode()), said
         finally:
-            os.killpg(server.pid, signal.SIGTERM)
+            with suppress(ProcessLookupError):
+                os.killpg(server.pid, signal.SIGTERM)
             server.wait()
 
 

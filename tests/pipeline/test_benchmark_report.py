@@ -83,6 +83,7 @@ def test_each_task_has_a_row_with_what_is_known_of_it(benchmark: Path) -> None:
     assert "0.9900" not in text and "0.1000" not in text
 
 
+@pytest.mark.torture
 def test_real_runs_and_a_store_that_is_away(trained: Trained, tmp_path: Path) -> None:
     folder = write_benchmark(tmp_path / "b", ["RTE"], [1, 2], uri=trained.uri)
     client = mlflow.MlflowClient(trained.uri)

@@ -19,6 +19,7 @@ from lightning_glue.training import evaluation
 from .conftest import Trained
 
 
+@pytest.mark.torture
 def test_outputs_are_those_of_the_evaluation_and_of_the_leaderboard_files(trained: Trained, tmp_path: Path) -> None:
     run = trained.mnli
     scores = predict_run(run.id, trained.uri, tmp_path / "outputs" / "MNLI" / "seed-1")

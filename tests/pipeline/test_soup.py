@@ -38,6 +38,7 @@ def test_members_are_kept_where_the_average_scores_no_worse(rows: list[list[int]
     assert judge(model.weight.detach()[0].numpy()) >= judge(np.float32(rows[0]))
 
 
+@pytest.mark.torture
 def test_a_soup_of_runs(trained: Trained, tmp_path: Path) -> None:
     runs, out = [run.id for run in trained.rte], tmp_path / "outputs" / "RTE" / "soup"
     client = mlflow.MlflowClient(trained.uri)

@@ -271,6 +271,7 @@ def test_a_regression_of_any_range(here: Path) -> None:
     assert wrong.mean() == pytest.approx(found.metrics["dev/mean_absolute_error"], rel=1e-4)
 
 
+@pytest.mark.torture
 def test_a_search_keeps_its_data_and_writes_a_recipe_that_brings_them(here: Path) -> None:
     train = write_table(here, "days.jsonl", "kind", ["cold ${x}", "red"] * 20)
     asked = {"train": train, "text": "body", "label": "kind", "model": "tiny", "gpus": 0, "max_epochs": 1}

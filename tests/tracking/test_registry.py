@@ -287,6 +287,7 @@ def test_a_version_is_described_by_its_card_with_the_seeds_until_then(project: t
     assert "| 1 |" in alone and "One seed" in alone and f"run: {second}" in alone  # no request at a training's end
 
 
+@pytest.mark.torture
 def test_a_run_is_converted_with_the_seeds_in_its_card(project: tuple[Path, list[str]], tmp_path: Path) -> None:
     from transformers import pipeline
 

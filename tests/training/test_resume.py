@@ -163,7 +163,7 @@ def reference(home: Path, start: Callable[..., None]) -> Path:
     [
         torture("training_step", 1, crash, RuntimeError),  # before the first checkpoint
         torture("training_step", 6, crash, RuntimeError),  # right after one
-        ("training_step", 9, crash, RuntimeError),
+        torture("training_step", 9, crash, RuntimeError),
         torture("training_step", 20, crash, RuntimeError),  # first of an epoch
         torture("validation_step", 1, crash, RuntimeError),  # in an evaluation
         torture("training_step", 0, sigterm, SystemExit),
@@ -173,7 +173,7 @@ def reference(home: Path, start: Callable[..., None]) -> Path:
         torture("training_step", 59, sigterm, SystemExit),  # last of all
         torture("on_validation_epoch_end", 2, sigterm, SystemExit),
         torture("on_validation_epoch_end", 1, sigint, SystemExit),
-        ("on_save_checkpoint", 5, sigint, SystemExit),  # in the middle of writing last.ckpt
+        torture("on_save_checkpoint", 5, sigint, SystemExit),  # in the middle of writing last.ckpt
     ],
 )
 def test_resumed_equals_uninterrupted(

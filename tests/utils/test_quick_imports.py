@@ -28,6 +28,7 @@ assert scipy.signal.windows.hamming(4).shape == (4,)
 """
 
 
+@pytest.mark.torture
 def test_modules_left_out_are_there_when_they_are_called() -> None:
     result = subprocess.run([sys.executable, "-c", AFTERWARDS], capture_output=True, text=True)
     assert (result.returncode, result.stdout) == (0, "\n"), result.stderr
