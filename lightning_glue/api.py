@@ -12,7 +12,7 @@ import signal
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 from lightning_glue.config.arguments import Overrides, make_overrides, to_overrides
 from lightning_glue.data.own import data_of_call
@@ -298,7 +298,7 @@ def search(
     experiment: str | None = None,
     study: str | None = None,
     storage: str | None = None,
-    workers: int | None = None,
+    workers: int | Literal["auto"] | None = None,
     gpus: int | None = None,
     gpus_per_trial: int = 1,
     trials_per_gpu: int = 1,
@@ -318,7 +318,8 @@ def search(
         trials: of the whole study. Default: ``conf/tune/<task>.yaml``, for data of your own ``conf/tune/default.yaml``.
         study: its name. Default: made of task, model, data and space.
         storage: an address of Optuna's, or the path of a journal file. Default: OPTUNA_STORAGE, else ``optuna.db``.
-        workers: trials at a time on this machine.
+        workers: trials at a time on this machine; ``"auto"``: as many as do the most examples a second, which is
+            measured first.
         gpus: of this machine to use; 0: the CPU. Default: all.
         gpus_per_trial, trials_per_gpu, procs, retries: as of the command.
         overrides, keys: as of :func:`fit`; a key of the search space is then fixed. ``tune.seeds=5`` and the like too.

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 
 from lightning_glue import config as configuration
-from lightning_glue.execution.engines import add_engine_options
+from lightning_glue.execution.engines import add_engine_options, count_or_auto
 from lightning_glue.pipeline.request import KEEP, SEEDS, Request
 from lightning_glue.tasks import TRAINABLE
 from lightning_glue.utils.console import Parser, run_main
@@ -31,8 +31,13 @@ def parse_arguments() -> Request:
     parser.add_argument("--transfer", action="store_true", help="RTE, MRPC and STS-B start from the best model of MNLI "
                         "with their seed")  # fmt: skip
     parser.add_argument("--gpus", type=int, metavar="N", help="GPUs of this machine to use; 0: CPU (default: all)")
-    parser.add_argument("--workers", type=int, metavar="N", help="jobs at a time (default: as many as the GPUs hold; 1 "
-                        "on CPU)")  # fmt: skip
+    parser.add_argument(
+        "--workers",
+        type=count_or_auto,
+        metavar="N",
+        help="jobs at a time; auto: as many as this "
+        "machine does best, which it tries first (default: as many as the GPUs hold; 1 on CPU)",
+    )
     parser.add_argument("--jobs-per-gpu", type=int, default=1, metavar="N", help="jobs that share a GPU")
     parser.add_argument("--ddp", type=int, default=1, metavar="N", help="MNLI and QQP over N GPUs, or N slots of the "
                         "CPU, where so many are idle")  # fmt: skip

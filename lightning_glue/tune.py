@@ -7,7 +7,7 @@ import sys
 
 from lightning_glue import config as configuration
 from lightning_glue.config.description import is_description
-from lightning_glue.execution.engines import add_engine_options
+from lightning_glue.execution.engines import add_engine_options, count_or_auto
 from lightning_glue.tasks import TRAINABLE
 from lightning_glue.tuning.request import DEFAULT_STORAGE, Request
 from lightning_glue.utils.console import Parser, run_main
@@ -31,8 +31,9 @@ def parse_arguments() -> Request:
                         help="postgresql://..., grpc://host:port, or the path of a journal file (default: what "
                         "OPTUNA_STORAGE says, which no process list shows, "
                         f"else {DEFAULT_STORAGE})")  # fmt: skip
-    parser.add_argument("--workers", type=int, metavar="N", help="trials at a time, on all nodes together (default: as "
-                        "many as the GPUs hold; on CPU 1 a node)")  # fmt: skip
+    parser.add_argument("--workers", type=count_or_auto, metavar="N", help="trials at a time, on all nodes together; "
+                        "auto: as many as this machine does best, which it tries first (default: as many as the GPUs "
+                        "hold; on CPU 1 a node)")  # fmt: skip
     parser.add_argument(
         "--gpus", type=int, metavar="N", help="GPUs to use, of all nodes together; 0: CPU (default: all)"
     )

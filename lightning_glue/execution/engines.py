@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import os
-from argparse import ArgumentParser
+from argparse import ArgumentParser, ArgumentTypeError
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 from lightning_glue.errors import ConfigError, UserError, suggest
+from lightning_glue.execution.place import AUTO
 
 if TYPE_CHECKING:
     from lightning_glue.execution.executor import Executor
@@ -71,6 +72,16 @@ def add_engine_options(parser: ArgumentParser, what: str) -> None:
                         "the default) or ray (the nodes of a Ray cluster)")  # fmt: skip
     parser.add_argument("--address", metavar="HOST:PORT", help="of the Ray cluster, or auto (default: RAY_ADDRESS; "
                         "without it a cluster of this machine alone)")  # fmt: skip
+
+
+def count_or_auto(text: str) -> int | str:
+    """A number of trainings at a time, as a command line gives it."""
+    if text == AUTO:
+        return text
+    try:
+        return int(text)
+    except ValueError:
+        raise ArgumentTypeError(f"{text!r}; expected a number or {AUTO}") from None
 
 
 def check_engine(name: str, address: str | None) -> None:

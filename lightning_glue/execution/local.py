@@ -15,7 +15,7 @@ from pathlib import Path
 
 from lightning_glue.execution.channel import Channel
 from lightning_glue.execution.executor import Speaks
-from lightning_glue.execution.place import Place
+from lightning_glue.execution.place import CORES, Place
 from lightning_glue.utils.launch import without_launcher
 
 _LAST_LINES = 15  # of a log
@@ -60,6 +60,8 @@ class Group(Speaks):
     def _environment(self, rank: int, port: int) -> dict[str, str]:
         world = self.place.processes
         variables = {"OMP_NUM_THREADS": str(self.place.threads), "PYTHONUNBUFFERED": "1"}
+        if self.place.cores:
+            variables[CORES] = ",".join(map(str, self.place.cores))
         if self.place.gpus:
             variables["CUDA_VISIBLE_DEVICES"] = ",".join(map(str, _visible(self.place.gpus)))
         if world > 1:

@@ -13,16 +13,13 @@ import threading
 import time
 import traceback
 from dataclasses import asdict
-from typing import TYPE_CHECKING
 
 from lightning_glue.errors import Diverged, OutOfMemory, UserError
 from lightning_glue.execution.channel import Channel, Message
 from lightning_glue.execution.job import Job, Objective, TrainingFailed
+from lightning_glue.execution.place import CORES
 from lightning_glue.training.allocator import is_out_of_memory
 from lightning_glue.utils.redact import first_line
-
-if TYPE_CHECKING:
-    pass
 
 _LAST_SECONDS = 30.0  # for an orderly end once the controller is gone
 
@@ -97,6 +94,8 @@ def main() -> None:
     parser.add_argument("--channel", type=int, required=True, metavar="FD", help="socket to the controller")
     parser.add_argument("--objective", required=True, metavar="MODULE:FUNCTION")
     args = parser.parse_args()
+    if cores := os.environ.get(CORES):  # before a library counts them
+        os.sched_setaffinity(0, map(int, cores.split(",")))
     link = Link(Channel(socket.socket(fileno=args.channel)))
     module, _, name = args.objective.partition(":")
     found = importlib.import_module(module)

@@ -138,7 +138,7 @@ def carry_on(
     from lightning_glue.tracking.watcher import watch
 
     check_fairseq()  # else every training would say so
-    teams = make_teams(benchmark, engine)
+    teams = make_teams(benchmark, engine, shows=shows)
     slots = sum(team.suits == "one" for team in teams)
     said = check_disk(benchmark, graph, left, slots)
     if shows:

@@ -14,6 +14,7 @@ from lightning_glue import config as configuration
 from lightning_glue.config import Config
 from lightning_glue.errors import UserError, suggest
 from lightning_glue.execution.engines import check_engine
+from lightning_glue.execution.place import AUTO
 from lightning_glue.pipeline.benchmark_folder import FILE, ROOT
 from lightning_glue.pipeline.drivers import lock
 from lightning_glue.pipeline.graph import FROM_MNLI
@@ -35,6 +36,8 @@ class Request:
     Attributes:
         experiment: a recipe below experiments/ for every task; ``{task}`` in it stands for the task's name.
         seeds: 1 to this.
+        workers: jobs at a time; ``auto``: as many, or on a GPU as many on each, as do the most examples a second here,
+            which is measured.
         jobs_per_gpu: jobs that share a GPU.
         ddp: GPUs, or slots on the CPU, that MNLI and QQP are trained on where so many are idle.
         procs: processes of each training on the CPU.
@@ -52,7 +55,7 @@ class Request:
     name: str | None = None
     seeds: int | None = None
     transfer: bool = False
-    workers: int | None = None
+    workers: int | str | None = None
     gpus: int | None = None
     jobs_per_gpu: int = 1
     ddp: int = 1
@@ -68,8 +71,10 @@ class Request:
         """Raise UserError where a value cannot be meant."""
         for name in ("seeds", "workers", "jobs_per_gpu", "ddp", "procs"):
             value = getattr(self, name)
-            if value is not None and value < 1:
+            if value not in (None, AUTO) and value < 1:
                 raise UserError(f"--{name.replace('_', '-')} {value}; expected at least 1")
+        if self.workers == AUTO and self.engine != "local":
+            raise UserError(f"--workers auto measures this machine; give a number with --engine {self.engine}")
         if self.retries < 0:
             raise UserError(f"--retries {self.retries}; expected at least 0")
         check_engine(self.engine, self.address)

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from lightning_glue.execution.joining import Files
-from lightning_glue.execution.place import Division
+from lightning_glue.execution.place import AUTO, Division
+from lightning_glue.execution.throughput import best_division
 from lightning_glue.pipeline.graph import TRAIN, Node
 
 if TYPE_CHECKING:
@@ -54,17 +55,21 @@ def wanted(node: Node) -> Sequence[str]:
     return ("ddp", "procs", "one") if node.task in _LARGE else ("procs", "one")
 
 
-def make_teams(benchmark: Benchmark, engine: Engine, objective: str = OBJECTIVE) -> list[Team]:
+def make_teams(benchmark: Benchmark, engine: Engine, objective: str = OBJECTIVE, *, shows: bool = False) -> list[Team]:
     """The teams that the engine has room for, none of them started."""
     request, gpus, config = benchmark.request, benchmark.gpus, benchmark.any_config
+    workers, jobs_per_gpu = request.workers, request.jobs_per_gpu
+    if workers == AUTO:
+        how = best_division(Division(gpus=gpus), config, benchmark.folder / "logs" / "measured", shows=shows)
+        workers, jobs_per_gpu = how.workers, how.trials_per_gpu
     files = Files(tuple(benchmark.configs), config["data.glue_dir"] if config["data.source"] == "glue" else None)
 
     def make(folder: str, **how: Any) -> Sequence[Executor]:
         logs = benchmark.folder / "logs" / folder
-        division = Division(**({"workers": request.workers, "gpus": gpus} | how))
+        division = Division(**({"workers": workers, "gpus": gpus} | how))
         return engine.groups(division, objective, logs, files)
 
-    ones = make("slots", trials_per_gpu=request.jobs_per_gpu)
+    ones = make("slots", trials_per_gpu=jobs_per_gpu)
     teams = [Team(one, frozenset([number]), gpus=int(bool(gpus))) for number, one in enumerate(ones)]
     if request.procs > 1 and not gpus:
         several = make("procs", procs=request.procs)

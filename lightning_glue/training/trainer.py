@@ -50,7 +50,7 @@ def evaluation_interval(config: Config, batches: int) -> int | float:
 def make_trainer(
     config: Config,
     callbacks: list[pl.Callback],
-    tracker: MLflowTracker,
+    tracker: MLflowTracker | None,
     interval: int | float = 1.0,
     *,
     some_unused: bool = False,
@@ -58,6 +58,7 @@ def make_trainer(
     """The trainer of a configuration.
 
     Args:
+        tracker: None: nothing is logged.
         interval: of :func:`evaluation_interval`.
         some_unused: a step may leave parameters of the model without a gradient.
     """
@@ -85,7 +86,7 @@ def make_trainer(
         log_every_n_steps=1,  # TrainingMonitor keeps its own interval
         callbacks=callbacks,
         plugins=[AtomicCheckpointIO(), cluster_environment()],
-        logger=tracker,
+        logger=tracker or False,
         enable_progress_bar=False,  # RunProgress is the run's own
         enable_model_summary=False,
     )

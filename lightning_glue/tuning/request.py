@@ -11,6 +11,7 @@ from lightning_glue.config import Config, TuneConfig
 from lightning_glue.config.compose import Data
 from lightning_glue.errors import UserError, suggest
 from lightning_glue.execution.engines import check_engine, count_gpus
+from lightning_glue.execution.place import AUTO
 from lightning_glue.tasks import TRAINABLE
 from lightning_glue.training.default_model import with_default_model
 from lightning_glue.utils.logs import log
@@ -32,7 +33,8 @@ class Request:
         data: ``glue``, ``sample``, or a resolved description.
         trials: of the whole study.
         storage: of the study, an address of Optuna's or the path of a journal file.
-        workers: trials at a time, on this machine or on all nodes of the engine.
+        workers: trials at a time, on this machine or on all nodes of the engine; ``auto``: as many as do the most
+            examples a second here, which is measured.
         engine, address: see :func:`~lightning_glue.execution.engines.open_engine`.
         overrides: ``key=value``, also of ``tune.``; a key of the search space is then fixed.
     """
@@ -44,7 +46,7 @@ class Request:
     trials: int | None = None
     study: str | None = None
     storage: str = DEFAULT_STORAGE
-    workers: int | None = None
+    workers: int | str | None = None
     gpus: int | None = None
     gpus_per_trial: int = 1
     trials_per_gpu: int = 1
@@ -58,9 +60,11 @@ class Request:
         """Raise UserError where a number or a name cannot be meant."""
         for name in ("trials", "workers", "gpus_per_trial", "trials_per_gpu", "procs"):
             value = getattr(self, name)
-            if value is not None and value < 1:
+            if value not in (None, AUTO) and value < 1:
                 raise UserError(f"--{name.replace('_', '-')} {value}; expected at least 1")
         check_engine(self.engine, self.address)
+        if self.workers == AUTO and self.engine != "local":
+            raise UserError(f"--workers auto measures this machine; give a number with --engine {self.engine}")
         if len(self.study or "") > _NAME_LIMIT:
             raise UserError(f"--study: a name of {len(self.study or '')} characters; expected at most {_NAME_LIMIT}")
 

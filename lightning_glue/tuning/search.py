@@ -92,13 +92,19 @@ def start_tracking(search: Search, study: SharedStudy) -> StudyTracking:
     return StudyTracking(tracker, study, params, search.metric, alone=alone)
 
 
-def make_groups(request: Request, search: Search, engine: Engine, folder: Path) -> Sequence[Executor]:
+def make_groups(
+    request: Request, search: Search, engine: Engine, folder: Path, *, shows: bool = False
+) -> Sequence[Executor]:
     """The slots of the search."""
     from lightning_glue.execution.joining import Files
-    from lightning_glue.execution.place import Division
+    from lightning_glue.execution.place import AUTO, Division
+    from lightning_glue.execution.throughput import best_division
 
     config = search.config
-    how = Division(request.workers, search.gpus, request.gpus_per_trial, request.trials_per_gpu, request.procs)
+    workers = None if isinstance(request.workers, str) else request.workers
+    how = Division(workers, search.gpus, request.gpus_per_trial, request.trials_per_gpu, request.procs)
+    if request.workers == AUTO:
+        how = best_division(how, configuration.flatten(search.config), folder, shows=shows)
     folder_of_glue = config.data.glue_dir if config.data.source == "glue" else None
     own = tuple(str(file["path"]) for file in (config.task.description or {"files": {}})["files"].values())
     files = Files((config.task.name,) if folder_of_glue else (), folder_of_glue, own)
@@ -154,7 +160,7 @@ def _run(request: Request, search: Search, engine: Engine, shows: bool) -> Finis
     study = open_study(request, search)
     search.warn_of_unused_epochs()  # not before: a mistake is one line
     tracking = start_tracking(search, study)
-    groups = make_groups(request, search, engine, study_folder(study.name, study.id))
+    groups = make_groups(request, search, engine, study_folder(study.name, study.id), shows=shows)
     where = hide_secrets(request.storage)
     if shows:
         print(f"study {study.name} at {where}: {len(search.space)} parameters, {len(groups)} at a time")

@@ -72,8 +72,8 @@ def stubborn(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[int],
     (tmp_path / "stubborn.py").write_text(STUBBORN)
     monkeypatch.setenv("PYTHONPATH", f"{ROOT}:{tmp_path}")
 
-    def start(number: int) -> Group:
-        group = Group(Place(number, 1, (), 1), "stubborn:objective", tmp_path / f"log{number}")
+    def start(number: int, cores: tuple[int, ...] = ()) -> Group:
+        group = Group(Place(number, 1, (), 1, cores), "stubborn:objective", tmp_path / f"log{number}")
         group.start()
         return group
 
@@ -99,6 +99,14 @@ def test_all_groups_are_signalled_at_once_and_killed_after_one_grace(stubborn: C
     assert not selector.get_map()
     signalled = [float(group.last_words().split("signalled ")[1]) for group in groups]
     assert max(signalled) - min(signalled) < grace  # the last did not wait for the first one's end
+
+
+def test_a_group_stays_on_the_cores_of_its_place(stubborn: Callable[..., Group]) -> None:
+    core = max(os.sched_getaffinity(0))
+    group = stubborn(0, (core,))
+    wait_until_ready(group)
+    assert os.sched_getaffinity(group.processes[0].pid) == {core}
+    group.close(selectors.DefaultSelector())
 
 
 def test_waiting_for_a_process_that_has_closed_its_channel_costs_nothing(

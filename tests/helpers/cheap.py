@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from lightning_glue.errors import UserError
 from lightning_glue.execution.job import Outcome
 
 
@@ -61,3 +62,14 @@ def tells_itself(job: Any, report: Callable[[int, float], bool], tell_run: Calla
     stop = report(1, 0.5)
     seen = ("PWD", "RAY_AUTH_MODE", "CUDA_VISIBLE_DEVICES", "WORLD_SIZE", "MLFLOW_TRACKING_URI")
     return Outcome(0.5, pruned=stop, data={"cwd": os.getcwd()} | {name: os.environ.get(name, "") for name in seen})
+
+
+def rate(job: Any, report: Callable[[int, float], bool], tell_run: Callable[[str], None]) -> Outcome:
+    """As fast as ``rates`` says of its number of threads; it has no room where that is 0."""
+    value = job.config["rates"][os.environ["OMP_NUM_THREADS"]]
+    if value == "mistake":
+        raise UserError("no such model")
+    if not value:
+        os.kill(os.getpid(), 9)
+    report(1, 0.0)
+    return Outcome(value)
