@@ -221,7 +221,8 @@ class Journal:
             return None
         file.seek(place)
         head = file.read(_HEAD)
-        found = _record_at(head + file.read(min(_length(head, 0), _MOST)), 0)
+        left = os.fstat(file.fileno()).st_size - place
+        found = _record_at(head + file.read(min(_length(head, 0), left)), 0)  # damage may say any length
         return (found[0], place + found[1]) if found else None
 
     def end(self) -> int:

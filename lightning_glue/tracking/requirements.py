@@ -7,6 +7,7 @@ that it does not need, which is why ``PIP_NO_DEPS=1`` has to be set where MLflow
 from __future__ import annotations
 
 import platform
+from functools import cache
 from importlib import metadata
 from pathlib import Path
 
@@ -33,18 +34,19 @@ def closure(names: list[str]) -> dict[str, str]:
             continue
         seen.add((key, extras))
         try:
-            distribution = metadata.distribution(name)
+            known = metadata.metadata(name)  # read once: it is parsed at each access
         except metadata.PackageNotFoundError:
             continue
-        found[key] = Version(distribution.version).public  # torch's +cpu is in no index but its own
-        for line in distribution.requires or ():
+        found[key] = Version(known["Version"]).public  # torch's +cpu is in no index but its own
+        for line in known.get_all("Requires-Dist") or ():
             needed = Requirement(line)
             if needed.marker is None or any(needed.marker.evaluate({"extra": extra}) for extra in extras):
                 waiting.append((needed.name, frozenset({"", *needed.extras})))
     return found
 
 
-def requirements() -> list[str]:
+@cache
+def requirements() -> tuple[str, ...]:
     """Pinned requirements of a process that serves a model, this project and the packages without metadata included."""
     from packaging.version import Version
 
@@ -54,7 +56,7 @@ def requirements() -> list[str]:
             pinned[name] = Version(metadata.version(name)).public
         except metadata.PackageNotFoundError:
             continue
-    return [f"{name}=={version}" for name, version in sorted(pinned.items())]
+    return tuple(f"{name}=={version}" for name, version in sorted(pinned.items()))
 
 
 def write_environment(folder: Path) -> dict[str, str]:
