@@ -118,7 +118,7 @@ def compare(clients: int, rounds: int, rows: int, texts: list[str]) -> bool:
     farthest = float(np.abs(shares - their_shares).max())
     differ = sum(a != b for a, b in zip(labels, their_labels))
     print(
-        f"; {differ} of {len(labels)} labels differ ({labels.count('1')} are 1), probabilities by {farthest:.1e} at most"
+        f"; {differ} of {len(labels)} labels differ ({labels.count('1')} are 1), probabilities by up to {farthest:.1e}"
     )
     return differ == 0 and farthest < _TOLERANCE
 
