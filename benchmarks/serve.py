@@ -21,7 +21,7 @@ import tempfile
 import time
 import urllib.request
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -49,8 +49,11 @@ def train(folder: Path) -> str:
 def server(command: list[str], port: int, folder: Path) -> Iterator[None]:
     """A server in a session of its own, from its first answer on; it is stopped with all that it started."""
     log = folder / f"{port}.log"
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}"  # mlflow looks for uvicorn there
     with open(log, "wb") as file:
-        process = subprocess.Popen(command, cwd=folder, stdout=file, stderr=file, start_new_session=True)
+        process = subprocess.Popen(
+            command, cwd=folder, env={**os.environ, "PATH": path}, stdout=file, stderr=file, start_new_session=True
+        )
     try:
         end = time.monotonic() + _START_SECONDS
         while True:
@@ -63,7 +66,8 @@ def server(command: list[str], port: int, folder: Path) -> Iterator[None]:
                 time.sleep(0.5)
         yield
     finally:
-        os.killpg(process.pid, signal.SIGTERM)
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGTERM)
         process.wait()
 
 

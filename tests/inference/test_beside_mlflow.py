@@ -12,7 +12,7 @@ import sys
 import time
 import urllib.request
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -49,7 +49,8 @@ def register(name: str, bpe_dir: Path, folder: Path, store: str) -> str:
 def serving(module: str, arguments: list[str], folder: Path, store: str) -> Iterator[int]:
     """The port of a server in a session of its own, once it answers."""
     port, log = free_port(), folder / f"{module}.log"
-    environment = {**os.environ, "MLFLOW_TRACKING_URI": store, "PYTHONPATH": str(ROOT)}
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"  # mlflow looks for uvicorn there
+    environment = {**os.environ, "MLFLOW_TRACKING_URI": store, "PYTHONPATH": str(ROOT), "PATH": path}
     with open(log, "ab") as file:
         process = subprocess.Popen(
             [sys.executable, "-m", module, *arguments, "--port", str(port)],
@@ -65,7 +66,8 @@ def serving(module: str, arguments: list[str], folder: Path, store: str) -> Iter
                 time.sleep(0.5)
         yield port
     finally:
-        os.killpg(process.pid, signal.SIGKILL)
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
         process.wait()
 
 
