@@ -94,7 +94,7 @@ preprocess: $(INSTALLED) ## write TASK (none: all) in fairseq's binary layout, a
 sync: $(INSTALLED) ## deliver to the tracking server what trainings could not; RUN=<id> only that run
 	@$(BIN)/python -m lightning_glue.sync $(RUN) $(ARGS)
 
-bench: $(INSTALLED) ## measure on the CPU beside fairseq and Hugging Face's Trainer (an hour and a half)
+bench: $(INSTALLED) ## measure on the CPU beside fairseq, Hugging Face and MLflow (some two hours)
 	@$(PIP) -e '.[bench]'
 	@for name in $(BENCHMARKS); do echo "== $$name"; $(BIN)/python benchmarks/$$name.py $(ARGS) || exit; done
 

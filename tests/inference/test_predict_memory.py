@@ -1,4 +1,4 @@
-"""``predict`` of a file ten times as long takes no more memory: `make torture`."""
+"""``predict`` of a file that is much longer takes no more memory: `make torture`."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from helpers.scorers import make_scorer, texts
 
 pytestmark = pytest.mark.torture
 
-SHORT, LONG = 20_000, 200_000
-MARGIN = 64 << 20  # bytes: a quarter of what the longer file's rows and answers alone would take
+SHORT, LONG = 150_000, 400_000  # before, kernels are made for shapes, and what is freed finds its places
+MARGIN = 64 << 20  # bytes: 270 for each row more, less than a row and its answer take
 _INTERVAL = 0.2
 
 
