@@ -20,7 +20,7 @@ JOBS_PER_GPU ?=
 KEEP ?=
 ARGS ?=
 
-BENCHMARKS ?= forward train paired tracking tune glue preprocess startup scaling scale
+BENCHMARKS ?= forward train paired tracking tune glue preprocess startup scaling scale predict serve
 
 PYTHON ?= $(firstword $(foreach p,python3.12 python3.11 python3,$(shell $(p) -c 'import sys; print("$(p)" if (3,11) <= sys.version_info[:2] < (3,13) else "")' 2>/dev/null)))
 BIN := .venv/bin
@@ -29,7 +29,9 @@ PIP := $(BIN)/python -m pip install -q -c requirements.lock
 # $(call option,--flag,value): nothing where there is no value, which may hold blanks and quotes; ARGS alone is split.
 home = $(if $(filter ~/%,$(firstword $(1))),$(patsubst ~/%,$(HOME)/%,$(1)),$(1))
 option = $(if $(2),$(1) '$(subst ','\'',$(call home,$(2)))')
-needs = test -n '$(subst ','\'',$($(1)))' || { echo "error: $(1)= is missing; it names a run by its id, which a training and make report tell" >&2; exit 2; }
+needs = test -n '$(subst ','\'',$($(1)))' || { echo "error: $(1)= is missing; it names $(or $(2),a run by its id$(comma) which a training and make report tell)" >&2; exit 2; }
+comma := ,
+a_model := a run by its id$(comma) models:/<name>@champion or a folder
 where = $(call option,--task,$(TASK)) $(call option,--data,$(DATA)) $(call option,--gpus,$(GPUS)) $(call option,--procs,$(PROCS))
 FLAGS = $(where) $(call option,--model,$(MODEL))
 
@@ -92,7 +94,7 @@ preprocess: $(INSTALLED) ## write TASK (none: all) in fairseq's binary layout, a
 sync: $(INSTALLED) ## deliver to the tracking server what trainings could not; RUN=<id> only that run
 	@$(BIN)/python -m lightning_glue.sync $(RUN) $(ARGS)
 
-bench: $(INSTALLED) ## measure on the CPU beside fairseq and Hugging Face's Trainer (an hour and a half); kept in benchmarks/records/
+bench: $(INSTALLED) ## measure on the CPU beside fairseq, Hugging Face and MLflow (some two hours); kept in benchmarks/records/
 	@$(PIP) -e '.[bench]'
 	@export BENCH_RECORD=$(CURDIR)/benchmarks/records/$$(date +%Y-%m-%d-%H%M).json; \
 	for name in $(BENCHMARKS); do echo "== $$name"; $(BIN)/python benchmarks/$$name.py $(ARGS) || exit; done
@@ -104,7 +106,9 @@ report: $(INSTALLED) ## table of the runs over their seeds, of TASK or of all; A
 	@$(BIN)/python -m lightning_glue.report $(call option,--task,$(TASK)) $(ARGS)
 
 convert: $(INSTALLED) ## write MODEL (a run, folder or file) for transformers, fairseq or ONNX: TO=hf OUT=<folder>
-	@$(call needs,MODEL)
+	@$(call needs,MODEL,$(a_model))
+	@$(call needs,TO,the format: hf$(comma) fairseq or onnx)
+	@$(call needs,OUT,a new folder)
 	@$(BIN)/python -m lightning_glue.convert $(call option,,$(MODEL)) $(call option,--to,$(TO)) $(call option,,$(OUT)) $(call option,--data,$(DATA)) $(ARGS)
 
 submit: $(INSTALLED) ## write the leaderboard's zip of a benchmark; ARGS="NAME --from ensemble", ARGS="--check ZIP"
@@ -115,7 +119,7 @@ register: $(INSTALLED) ## register the best model of RUN=<run id>; the best of i
 	@$(BIN)/python -m lightning_glue.registry $(call option,,$(RUN)) $(ARGS)
 
 serve: $(INSTALLED) ## serve MODEL=<run id, models:/glue-rte@champion, directory> on 127.0.0.1:5001; ARGS="--port 8000"
-	@$(call needs,MODEL)
+	@$(call needs,MODEL,$(a_model))
 	@$(BIN)/python -m lightning_glue.serve $(call option,,$(MODEL)) $(call option,--gpus,$(GPUS)) $(ARGS)
 
 server: $(INSTALLED) ## serve the runs on 127.0.0.1:5000; DB=postgresql://... ARTIFACTS=s3://... HOSTS=names: for a team

@@ -15,9 +15,10 @@ from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Counter, G
 from starlette.concurrency import run_in_threadpool
 from starlette.responses import PlainTextResponse, Response
 
+from lightning_glue.data.datamodule import TokenizedSplit
 from lightning_glue.errors import DataError
 from lightning_glue.inference.micro_batches import MicroBatches, QueueFull
-from lightning_glue.inference.protocol import JSON, UnknownType, read_request, write_answer
+from lightning_glue.inference.protocol import JSON, TooLarge, UnknownType, read_request, write_answer
 from lightning_glue.inference.scorer import Scorer
 
 _SECONDS = (0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 30)
@@ -98,15 +99,15 @@ def make_app(scorer: Scorer, limits: Limits, token: str = "") -> FastAPI:
     async def predictions(request: Request) -> bytes:
         body = await _body(request, limits.body)
         content_type = request.headers.get("content-type", "")
+
+        def encoded() -> TokenizedSplit:
+            return scorer.encode(read_request(body, content_type, scorer.model.task, limits.rows, limits.body))
+
         try:
-            columns = read_request(body, content_type, scorer.model.task)
-        except UnknownType as error:
-            raise Refused(415, str(error)) from None
+            rows = await run_in_threadpool(encoded)
         except DataError as error:
-            raise Refused(400, str(error)) from None
-        if len(columns[0]) > limits.rows:
-            raise Refused(413, f"{len(columns[0])} rows; at most {limits.rows} a request: send several")
-        rows = await run_in_threadpool(scorer.encode, columns)
+            status = 415 if isinstance(error, UnknownType) else 413 if isinstance(error, TooLarge) else 400
+            raise Refused(status, str(error)) from None
         try:
             outputs = await batches.outputs(rows) if len(rows) else scorer.outputs(rows)
         except QueueFull:

@@ -17,7 +17,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lightning_glue.data.batching import Packed
-from lightning_glue.model.unpadded import Rows
 
 if TYPE_CHECKING:
     from fairseq.models.roberta import RobertaModel
@@ -52,11 +51,23 @@ class _Linear:
 
 @dataclass(frozen=True)
 class _Group:
-    """Neighbouring rows of one padded length. Attributes: tokens: where theirs stand in the batch."""
+    """Neighbouring rows of one padded length.
 
-    rows: Rows
+    Attributes:
+        tokens, rows: where they stand in the batch.
+        shape: (rows, padded length)
+        padded: (rows * length,) index of each among the tokens; at padding that of the row's first token, whose weight
+            is exactly 0: finite, and cheaper than zeros to copy into.
+        real: (rows * length,) index of each token among the padded ones.
+        mask: (rows, 1, 1, length) 0, and -inf at padding.
+    """
+
     tokens: slice
-    first: slice
+    rows: slice
+    shape: tuple[int, int]
+    padded: Tensor
+    real: Tensor
+    mask: Tensor
 
 
 class _Layer:
@@ -83,29 +94,26 @@ class _Layer:
         """(tokens, width) -> (tokens, width), or (rows, width) of the ``first`` token of each row."""
         parts = self.projections(x)
         if self.query is None:
-            attended = torch.zeros_like(x)
-            for group in groups:
-                attended[group.tokens] = self._attend(parts[group.tokens], group.rows)
+            found = [self._attend(parts[group.tokens], group) for group in groups]
+            attended = F.pad(torch.cat(found), (0, 0, 0, len(x) - groups[-1].tokens.stop))
         else:
             queries = self.query(x.index_select(0, (first[:, None] + torch.arange(_QUERIES)).flatten()))
             queries = queries.view(len(first), _QUERIES, self.heads, -1).transpose(1, 2)
-            found = [self._attend(parts[group.tokens], group.rows, queries[group.first]) for group in groups]
+            found = [self._attend(parts[group.tokens], group, queries[group.rows]) for group in groups]
             x, attended = x.index_select(0, first), torch.cat(found)
         x = self.norms[0](x + self.out(attended))
         hidden = self.fc1(x)
         return self.norms[1](x + self.fc2(self.activation(hidden) if self.activation else hidden))
 
-    def _attend(self, parts: Tensor, rows: Rows, queries: Tensor | None = None) -> Tensor:
+    def _attend(self, parts: Tensor, group: _Group, queries: Tensor | None = None) -> Tensor:
         """Projections (tokens, 2 or 3 widths) -> (tokens, width); with ``queries`` (rows, heads, some, width / heads)
         (rows, width) of the first of them."""
-        batch, length = rows.real.shape
-        padded = rows.pad(parts).view(batch, length, 3 if queries is None else 2, self.heads, -1)
+        padded = parts.index_select(0, group.padded).view(*group.shape, 3 if queries is None else 2, self.heads, -1)
         *q, k, v = padded.permute(2, 0, 3, 1, 4).unbind(0)
-        mask = rows.real[:, None, None, :]
-        found = F.scaled_dot_product_attention(q[0] if queries is None else queries, k, v, attn_mask=mask)
+        found = F.scaled_dot_product_attention(q[0] if queries is None else queries, k, v, attn_mask=group.mask)
         if queries is not None:
             return found[:, :, 0].flatten(1)
-        return found.transpose(1, 2).reshape(batch * length, -1).index_select(0, rows.places[: rows.count])
+        return found.transpose(1, 2).reshape(len(group.padded), -1).index_select(0, group.real)
 
 
 def supports(model: RobertaModel) -> bool:
@@ -168,8 +176,18 @@ def _groups(lengths: Tensor) -> tuple[list[_Group], Tensor]:
         while end < len(sizes) and padded_length(sizes[end]) == longest:
             end += 1
         count = sum(sizes[begin:end])
-        rows = Rows.of(lengths[begin:end], count, longest)
-        found.append(_Group(rows, slice(tokens, tokens + count), slice(begin, end)))
-        columns.append(rows.columns[:count])
+        group, column = _group(lengths[begin:end], longest, slice(tokens, tokens + count), slice(begin, end))
+        found.append(group)
+        columns.append(column)
         begin, tokens = end, tokens + count
     return found, torch.cat(columns)
+
+
+def _group(lengths: Tensor, longest: int, tokens: slice, rows: slice) -> tuple[_Group, Tensor]:
+    """A group, and the index of each token in its row."""
+    column = torch.arange(longest)
+    real = column < lengths[:, None]
+    padded = (lengths.cumsum(0) - lengths)[:, None] + column * real
+    mask = torch.zeros(real.shape).masked_fill_(~real, float("-inf"))[:, None, None, :]
+    places = real.flatten().nonzero().squeeze(-1)
+    return _Group(tokens, rows, (len(lengths), longest), padded.flatten(), places, mask), places % longest

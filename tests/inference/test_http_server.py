@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import http.client
+import io
 import json
 import threading
 import time
@@ -13,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 import uvicorn
 from helpers.scorers import make_scorer, texts
@@ -20,9 +22,10 @@ from helpers.scorers import make_scorer, texts
 from lightning_glue.errors import DataError
 from lightning_glue.inference.http_server import Limits, make_app
 from lightning_glue.inference.micro_batches import MicroBatches, QueueFull
-from lightning_glue.inference.protocol import UnknownType, read_request
+from lightning_glue.inference.protocol import UnknownType, read_request, write_answer
 from lightning_glue.inference.scorer import Scorer
-from lightning_glue.tasks import TASKS
+from lightning_glue.inference.text_model import Predictions
+from lightning_glue.tasks import TASKS, Task
 
 LIMITS = Limits(body=20_000, rows=40, seconds=10, queue=200)
 RTE, SST2 = TASKS["RTE"], TASKS["SST-2"]
@@ -93,6 +96,22 @@ def test_each_form_of_the_protocol(body: Any, served: Served, scorer: Scorer) ->
     assert np.array(shares) == pytest.approx(expected.probabilities, abs=1e-5)
 
 
+def parquet(**columns: list[Any]) -> bytes:
+    body = io.BytesIO()
+    pd.DataFrame(columns).to_parquet(body)
+    return body.getvalue()
+
+
+PARQUET = "application/vnd.apache.parquet"
+
+
+def test_parquet_and_a_byte_order_mark(served: Served) -> None:
+    by_json = served.ask({"dataframe_records": RECORDS})
+    assert by_json[0] == 200
+    assert served.ask(parquet(id=[*range(6)], text_pair=SECOND, text=FIRST), PARQUET) == by_json
+    assert served.ask(b"\xef\xbb\xbf" + json.dumps({"dataframe_records": RECORDS}).encode()) == by_json
+
+
 def test_csv_and_no_rows(served: Served) -> None:
     by_json = served.ask({"dataframe_records": RECORDS[:1]})
     table = f'text,text_pair\r\n"{FIRST[0]}","{SECOND[0]}"\r\n'.encode()
@@ -116,6 +135,13 @@ def test_csv_and_no_rows(served: Served) -> None:
         ({"inputs": {"text": ["\ud83d"], "text_pair": ["b"]}}, "application/json", 400, "half a character"),
         (b"text,text_pair\na\n", "text/csv", 400, "row 0 has 1 fields"),
         (b"", "text/csv", 400, "empty"),
+        (b"text,text_pair,text\na,b,c\n", "text/csv", 400, "2 columns 'text'"),
+        (b"PAR1", PARQUET, 400, "no Parquet"),
+        (parquet(text=["a"]), PARQUET, 400, "no column 'text_pair'"),
+        (parquet(text=["a", None], text_pair=["b", "c"]), PARQUET, 400, "column 'text', row 1 holds"),
+        (parquet(text=["a"] * 41, text_pair=["b"] * 41), PARQUET, 413, "41 rows; at most 40"),
+        (parquet(text=["x" * 20_001], text_pair=["b"]), PARQUET, 413, "bytes once decompressed; at most 20000"),
+        (parquet(text=["x" * 2000] * 40, text_pair=["b"] * 40), PARQUET, 413, "80040 characters"),
         (b"", "application/xml", 415, "content type"),
         ({"dataframe_records": RECORDS * 7}, "application/json", 413, "42 rows; at most 40"),
         ({"dataframe_records": [{"text": "x" * 20_000}]}, "application/json", 413, "larger than 20000 bytes"),
@@ -215,10 +241,23 @@ def test_a_large_request_is_computed_in_parts_and_an_error_is_its_own(scorer: Sc
     assert max(sizes) <= 300
 
 
+def read(body: bytes, kind: str, task: Task) -> list[list[str]]:
+    return read_request(body, kind, task, LIMITS.rows, LIMITS.body)
+
+
 def test_lists_of_texts_for_tasks_on_one() -> None:
     for name in ("inputs", "instances"):
-        assert read_request(json.dumps({name: ["a", "b"]}).encode(), "application/json", SST2) == [["a", "b"]]
+        assert read(json.dumps({name: ["a", "b"]}).encode(), "application/json", SST2) == [["a", "b"]]
     with pytest.raises(DataError, match="row 0 is 'a'"):
-        read_request(b'{"inputs": ["a"]}', "application/json", RTE)
+        read(b'{"inputs": ["a"]}', "application/json", RTE)
     with pytest.raises(UnknownType):
-        read_request(b"{}", "application/json; charset=latin-1", SST2)
+        read(b"{}", "application/json; charset=latin-1", SST2)
+
+
+def test_any_number_of_labels_are_called_as_the_registered_model_calls_them() -> None:
+    task = Task("own", ("ä b", "c"), ("f1",), None, (), (), multilabel=True)
+    answer = Predictions([("ä b", "c"), ()], np.array([[0.75, 0.625], [0.25, 0.125]]), np.empty(0), task.labels)
+    assert json.loads(write_answer(answer, task))["predictions"] == [
+        {"labels": ["ä b", "c"], "probability_ä b": 0.75, "probability_c": 0.625},
+        {"labels": [], "probability_ä b": 0.25, "probability_c": 0.125},
+    ]

@@ -46,6 +46,23 @@ def test_a_row_has_the_same_answer_to_the_bit_in_any_company(scorer: Scorer, cho
     assert np.array_equal(together[0], alone[0])
 
 
+def test_batches_of_several_threads_are_those_of_one_to_the_bit(scorer: Scorer) -> None:
+    rows = scorer.encode([texts(300, seed=1, longest=120)])
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(3)
+        several = Scorer(scorer.model)
+        torch.set_num_threads(1)
+        advanced: list[int] = []
+        assert np.array_equal(several.outputs(rows, advanced.append), Scorer(scorer.model).outputs(rows))
+        assert sum(advanced) == 300
+        assert len({thread.name for thread in threading.enumerate() if thread.name.startswith("score")}) == 3
+        several.outputs(several.encode([["film"]]))
+        assert torch.get_num_threads() == 3  # one row has them all
+    finally:
+        torch.set_num_threads(before)
+
+
 @pytest.mark.parametrize("window", [1, 7, 4096])
 def test_rows_keep_their_order_and_bad_ones_their_places(scorer: Scorer, window: int) -> None:
     given_texts = texts(60, seed=2)
