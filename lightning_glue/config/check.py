@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 
 from lightning_glue.config.schema import Part
 from lightning_glue.errors import ConfigError, suggest
+from lightning_glue.utils.redact import first_line
 
 _Schema = TypeVar("_Schema", bound=Part)
 _KINDS = {"int": "a whole number", "float": "a number", "bool": "true or false", "string": "a text", "list": "a list"}
@@ -48,7 +49,7 @@ def _in_words(fault: dict[str, Any], values: Any, prefix: str) -> str:
         if isinstance(values, Mapping) and part in values:
             values = values[part]
             names.append(part)
-    key, value = prefix + ".".join(names), values
+    key, value = prefix + ".".join(names), first_line(str(values) or "''")
     if kind == "missing":
         return f"{prefix}{'.'.join([*names, str(fault['loc'][-1])])} is missing"
     if kind == "unexpected_keyword_argument":

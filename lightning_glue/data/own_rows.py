@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Iterator, Sequence
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ from lightning_glue.data.dev_part import bins, dev_rows
 from lightning_glue.data.formats import BadRow, Column, dialect_of, place, read_rows
 from lightning_glue.data.reader import NUMBER, OnBadRow, Rows
 from lightning_glue.errors import DataError
-from lightning_glue.tasks import Split, Task
+from lightning_glue.tasks import Split, Task, half_a_character, line_fault
 from lightning_glue.utils.digests import known_sha256
 
 _SHOWN = 20  # labels in an error
@@ -27,8 +28,8 @@ def shown(names: Sequence[str]) -> str:
 
 def read_label(value: object, kind: str, separator: str) -> Label | BadRow:
     """A cell as a label: the name of a class, the string of a number, or a tuple of names."""
-    if value is None:
-        return BadRow("no label (null)")
+    if value is None or value != value:
+        return BadRow(f"no label ({'null' if value is None else 'NaN'})")
     if kind == "multi-label":
         parts = value if isinstance(value, list | tuple) else str(value).split(separator)
         names = [_name(part) for part in parts]
@@ -38,6 +39,8 @@ def read_label(value: object, kind: str, separator: str) -> Label | BadRow:
     if isinstance(value, list | tuple | dict):
         return BadRow(f"label {str(value)[:80]} is no single label; kind: multi-label takes any number")
     name = _name(value)
+    if name is None:
+        return BadRow(f"label {str(value)[:80]!r} is a {type(value).__name__}, neither a text nor a number")
     if not name:
         return BadRow("no label")
     if kind == "regression" and not (NUMBER.fullmatch(name) and abs(float(name)) < float("inf")):
@@ -49,16 +52,14 @@ def _name(value: object) -> str | None:
     """A value as the name of a class; None where it is no name."""
     if isinstance(value, bool):
         return str(value).lower()
-    return str(value).strip() if isinstance(value, str | int | float) else None
+    return str(value).strip() if isinstance(value, str | int | float | Decimal) else None
 
 
 def _text(value: object, column: Column) -> str | BadRow:
     if not isinstance(value, str):
         found = "nothing (null)" if value is None else f"{str(value)[:80]!r}, a {type(value).__name__}"
         return BadRow(f"column {column!r} holds {found}; expected a text")
-    try:
-        value.encode()
-    except UnicodeEncodeError:
+    if half_a_character(value):
         return BadRow(f"column {column!r} holds half a character")
     return value.strip()
 
@@ -144,13 +145,22 @@ def read_own_split(task: Task, split: Split, on_bad_row: OnBadRow = "stop") -> R
         labels.append(example[1])
         if not split.labelled:
             entry = str(len(index)) if example[2] is None else example[2]
-            if not entry or entry in index:
-                again = f"index {entry[:80]!r} stands in row {index[entry]} already" if entry else "no index"
-                raise DataError(f"{where}: {again}; predictions go by index: give every row one of its own")
+            if fault := _index_fault(entry, index):
+                raise DataError(f"{where}: {fault}; predictions go by index: give every row one of its own")
             index[entry] = number
     _refuse_empty(split, len(labels), skipped)
     rows = Rows(Path(split.path), texts, labels if split.labelled else None, 0, skipped, sha256, [*index] or None)
     return _part(task, split, rows) if split.part else rows
+
+
+def _index_fault(entry: str, others: dict[str, int]) -> str:
+    """Why an index cannot stand before a prediction, in a file of lines and tabs; empty if it can."""
+    if not entry:
+        return "no index"
+    if entry in others:
+        return f"index {entry[:80]!r} stands in row {others[entry]} already"
+    fault = line_fault(entry)
+    return f"index {entry[:80]!r} {fault}" if fault else ""
 
 
 def _advice(split: Split, bad: BadRow) -> str:

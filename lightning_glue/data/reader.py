@@ -129,15 +129,36 @@ def lines_of(file: BinaryIO, digest: _Hash | None = None) -> Iterator[tuple[int,
         yield number, line
 
 
+# What a file that is no text begins with, what it is, and what to do.
+_MAGIC = {
+    b"\x1f\x8b": "the file is compressed by gzip; unpack it: gunzip",
+    b"PK\x03\x04": "the file is a zip archive or a spreadsheet; unpack it, or save the sheet as CSV in UTF-8",
+    b"PAR1": "the file is Parquet; name it *.parquet, or say format: parquet",
+    b"\x28\xb5\x2f\xfd": "the file is compressed by Zstandard; unpack it: unzstd",
+    b"BZh9": "the file is compressed by bzip2; unpack it: bunzip2",
+    b"\xfd7zXZ": "the file is compressed by xz; unpack it: unxz",
+}
+
+
 def encoding_fault(line: bytes, fields: int | None = None) -> str | None:
     """Say where the first line gives away that a file is not UTF-8 text with line feeds, and what to do; or None.
 
     A carriage return within the line is one of its characters if the line has ``fields`` fields nevertheless.
     """
-    if line.startswith((b"\xff\xfe", b"\xfe\xff")) or 3 * line.count(b"\0") > len(line):
-        return "the file is UTF-16 (or damaged: NUL bytes), expected UTF-8; convert it: iconv -f UTF-16 -t UTF-8"
+    if fault := binary_fault(line):
+        return fault
     if b"\r" in line.removesuffix(b"\r") and line.count(b"\t") + 1 != fields:
         return "lines end in carriage returns alone, expected line feeds; convert the file: tr '\\r' '\\n'"
+    return None
+
+
+def binary_fault(line: bytes) -> str | None:
+    """Say where the first line gives away that a file is no text in UTF-8, and what to do; or None."""
+    for magic, fault in _MAGIC.items():
+        if line.startswith(magic):
+            return fault
+    if line.startswith((b"\xff\xfe", b"\xfe\xff")) or 3 * line.count(b"\0") > len(line):
+        return "the file is UTF-16 (or damaged: NUL bytes), expected UTF-8; convert it: iconv -f UTF-16 -t UTF-8"
     return None
 
 
