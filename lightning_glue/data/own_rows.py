@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+from array import array
 from collections.abc import Iterator, Sequence
 from decimal import Decimal
 from pathlib import Path
@@ -131,7 +132,7 @@ def read_own_split(task: Task, split: Split, on_bad_row: OnBadRow = "stop") -> R
     texts: tuple[list[str], ...] = tuple([] for _ in range(task.num_texts))
     labels: list[Any] = []
     index: dict[str, int] = {}
-    skipped = 0
+    lines, skipped = array("Q"), 0
     sha256 = known_sha256(Path(split.path)) if os.path.isfile(split.path) else ""
     for number, example in read_examples(task, split):
         where = place(split.path, split.format, number)
@@ -143,13 +144,15 @@ def read_own_split(task: Task, split: Split, on_bad_row: OnBadRow = "stop") -> R
         for column, text in zip(texts, example[0]):
             column.append(text)
         labels.append(example[1])
+        lines.append(number)
         if not split.labelled:
             entry = str(len(index)) if example[2] is None else example[2]
             if fault := _index_fault(entry, index):
                 raise DataError(f"{where}: {fault}; predictions go by index: give every row one of its own")
             index[entry] = number
     _refuse_empty(split, len(labels), skipped)
-    rows = Rows(Path(split.path), texts, labels if split.labelled else None, 0, skipped, sha256, [*index] or None)
+    known = labels if split.labelled else None
+    rows = Rows(Path(split.path), texts, known, 0, skipped, sha256, [*index] or None, lines)
     return _part(task, split, rows) if split.part else rows
 
 
@@ -189,7 +192,8 @@ def _part(task: Task, split: Split, rows: Rows) -> Rows:
         )
     texts = tuple([column[row] for row in kept] for column in rows.texts)
     labels: Any = [rows.labels[row] for row in kept]
-    return Rows(rows.path, texts, labels, 0, rows.skipped if split.part == "train" else 0, rows.sha256, None)
+    lines, skipped = array("Q", (rows.lines[row] for row in kept)), rows.skipped if split.part == "train" else 0
+    return Rows(rows.path, texts, labels, 0, skipped, rows.sha256, None, lines)
 
 
 def split_digest(task: Task, split: Split, sha256: str) -> str:

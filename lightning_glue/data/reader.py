@@ -6,7 +6,8 @@ import difflib
 import hashlib
 import itertools
 import re
-from collections.abc import Iterator
+from array import array
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, Literal
@@ -38,9 +39,10 @@ class Rows:
 
     ``texts`` holds one list per text column, ``labels`` the label strings (``None`` for unlabelled splits), ``index``
     the strings of the index column (``None`` for labelled ones, where nothing asks for it); of a task with any number
-    of labels an example, ``labels`` holds tuples; all lists have
-    ``len(rows)`` entries in the order of the file. ``dropped`` counts the rows that ``Split.drop_malformed``
-    left out, ``skipped`` those that ``on_bad_row="skip"`` left out. ``sha256`` is the hex digest of the file's bytes.
+    of labels an example, ``labels`` holds tuples; ``lines`` holds the number of each row's (first) line, from 1, of a
+    Parquet file that of the row; all lists have ``len(rows)`` entries in the order of the file. ``dropped`` counts
+    the rows that ``Split.drop_malformed`` left out, ``skipped`` those that ``on_bad_row="skip"`` left out. ``sha256``
+    is the hex digest of the file's bytes.
     """
 
     path: Path
@@ -49,7 +51,8 @@ class Rows:
     dropped: int
     skipped: int
     sha256: str
-    index: list[str] | None = None
+    index: list[str] | None
+    lines: Sequence[int]
 
     def __len__(self) -> int:
         return len(self.texts[0])
@@ -91,8 +94,8 @@ def read_split(task: Task, split: Split, directory: Path, on_bad_row: OnBadRow =
         raise DataError(f"cannot read {path}: {error.strerror or error}") from error
 
 
-def survey_split(task: Task, split: Split, directory: Path) -> tuple[Rows, list[int], list[tuple[int, str]]]:
-    """The rows of a split that can be read, their lines, and line and fault of each other one.
+def survey_split(task: Task, split: Split, directory: Path) -> tuple[Rows, list[tuple[int, str]]]:
+    """The rows of a split that can be read, and line and fault of each other one.
 
     Raises:
         DataError: as :func:`read_split` where it is not a single row.
@@ -103,8 +106,8 @@ def survey_split(task: Task, split: Split, directory: Path) -> tuple[Rows, list[
         with path.open("rb") as file:
             fields, lines = _read_layout(task, split, path, lines_of(file, digest))
             survey = _Survey(task, split, path, fields, "skip")
-            survey.read(survey.numbered(lines))
-        return survey.rows(digest.hexdigest()), survey.kept(), survey.faults
+            survey.read(lines)
+        return survey.rows(digest.hexdigest()), survey.faults
     except FileNotFoundError:
         raise DataError(_missing(task, split, directory)) from None
     except OSError as error:
@@ -247,6 +250,7 @@ class _Collector:
         self.texts: tuple[list[str], ...] = tuple([] for _ in split.text_columns)
         self.labels: list[str] = []
         self.index: list[str] = []
+        self.lines = array("Q")
         self.dropped = 0
         self.skipped = 0
 
@@ -273,6 +277,7 @@ class _Collector:
                 self.labels.append(label)
             for append, column in columns:
                 append(row[column].strip())
+            self.lines.append(number)
 
     def rows(self, sha256: str) -> Rows:
         """Return what was read; no row at all is an error."""
@@ -281,7 +286,7 @@ class _Collector:
             found = f"all {left_out} rows are malformed" if left_out else "no rows"
             raise DataError(f"{self.path}: {found}, expected at least one; check that the file is complete")
         labels, index = (self.labels, None) if self.split.labelled else (None, self.index)
-        return Rows(self.path, self.texts, labels, self.dropped, self.skipped, sha256, index)
+        return Rows(self.path, self.texts, labels, self.dropped, self.skipped, sha256, index, self.lines)
 
     def _wrong_fields(self, number: int, line: bytes) -> None:
         if self.split.drop_malformed:
@@ -311,17 +316,6 @@ class _Survey(_Collector):
     def __init__(self, *arguments: Any) -> None:
         super().__init__(*arguments)
         self.faults: list[tuple[int, str]] = []
-        self._numbers: list[int] = []
-
-    def numbered(self, lines: Iterator[tuple[int, bytes]]) -> Iterator[tuple[int, bytes]]:
-        for number, line in lines:
-            self._numbers.append(number)
-            yield number, line
-
-    def kept(self) -> list[int]:
-        """The lines of the rows that could be read."""
-        faulty = {number for number, _ in self.faults}
-        return [number for number in self._numbers if number not in faulty]
 
     def _wrong_fields(self, number: int, line: bytes) -> None:
         if self.split.drop_malformed:
