@@ -12,6 +12,7 @@ import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cache
+from pathlib import PurePath
 from typing import Any
 
 from lightning_glue.errors import ConfigError, suggest
@@ -131,7 +132,8 @@ class Task:
 
     @property
     def directory(self) -> str:
-        return self.folder or self.name
+        """Of its files, below the root that holds them: of one's own the root itself."""
+        return "" if self.own else self.folder or self.name
 
     @property
     def submission_files(self) -> tuple[str, ...]:
@@ -211,6 +213,16 @@ def _make_task(said: dict[str, Any], recorded: str) -> Task:
         own=own,
         description=recorded,
     )
+
+
+def without_folders(task: Task) -> Task:
+    """The task as it travels with a model: of files of one's own the names alone."""
+    if not task.own:
+        return task
+    said = json.loads(task.description)
+    for file in said["files"].values():
+        file["path"] = PurePath(file["path"]).name
+    return described_task(said)
 
 
 def _prediction_files(name: str, test: tuple[Split, ...]) -> tuple[str, ...]:

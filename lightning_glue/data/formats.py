@@ -65,7 +65,10 @@ def read_rows(path: Path, kind: str, columns: Sequence[Column], dialect: Dialect
         with path.open("rb") as file:
             yield from _json_rows(path, file, columns) if kind == "jsonl" else _table_rows(path, file, columns, dialect)
     except FileNotFoundError:
-        raise DataError(f"no file {path}; see train, dev and test of the description") from None
+        see = "see train, dev and test of the description"
+        if not path.is_absolute():  # of a model that was converted
+            see = "the model knows it by its name alone: go to its folder, or describe it with --data FILE.yaml"
+        raise DataError(f"no file {path}; {see}") from None
     except OSError as error:
         raise DataError(f"cannot read {path}: {error.strerror or first_line(error)}") from None
 
