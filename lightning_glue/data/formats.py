@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from lightning_glue.data.reader import binary_fault, encoding_fault, lines_of
+from lightning_glue.data.reader import binary_fault, encoding_fault, lines_of, opened
 from lightning_glue.errors import DataError, suggest
 from lightning_glue.utils.redact import first_line
 
@@ -62,7 +62,7 @@ def read_rows(path: Path, kind: str, columns: Sequence[Column], dialect: Dialect
         if kind == "parquet":
             yield from _parquet_rows(path, columns)
             return
-        with path.open("rb") as file:
+        with opened(path) as file:
             yield from _json_rows(path, file, columns) if kind == "jsonl" else _table_rows(path, file, columns, dialect)
     except FileNotFoundError:
         see = "see train, dev and test of the description"

@@ -80,7 +80,7 @@ def read_split(task: Task, split: Split, directory: Path, on_bad_row: OnBadRow =
     path = directory / task.directory / split.file_name
     digest = hashlib.sha256()
     try:
-        with path.open("rb") as file:
+        with opened(path) as file:
             fields, lines = _read_layout(task, split, path, lines_of(file, digest))
             collector = _Collector(task, split, path, fields, on_bad_row)
             collector.read(lines)
@@ -103,7 +103,7 @@ def survey_split(task: Task, split: Split, directory: Path) -> tuple[Rows, list[
     path = directory / task.directory / split.file_name
     digest = hashlib.sha256()
     try:
-        with path.open("rb") as file:
+        with opened(path) as file:
             fields, lines = _read_layout(task, split, path, lines_of(file, digest))
             survey = _Survey(task, split, path, fields, "skip")
             survey.read(lines)
@@ -112,6 +112,17 @@ def survey_split(task: Task, split: Split, directory: Path) -> tuple[Rows, list[
         raise DataError(_missing(task, split, directory)) from None
     except OSError as error:
         raise DataError(f"cannot read {path}: {error.strerror or error}") from error
+
+
+def opened(path: Path) -> BinaryIO:
+    """A file to be read from its beginning to its end.
+
+    Raises:
+        DataError: it is a device or a pipe, which may have none.
+    """
+    if path.exists() and not path.is_file() and not path.is_dir():
+        raise DataError(f"{path} is a device, a pipe or a socket; expected a file")
+    return path.open("rb")
 
 
 def lines_of(file: BinaryIO, digest: _Hash | None = None) -> Iterator[tuple[int, bytes]]:
