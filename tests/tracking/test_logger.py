@@ -89,9 +89,7 @@ def test_the_end_of_a_run_waits_for_an_error_to_pass(server: MlflowServer, exper
     tracker = MLflowTracker(proxy.uri, experiment, "a name")
     tracker.start({}, {}, None)
     ends: list[str] = []
-    proxy.rule = lambda method, path, size: (
-        400 * (path.endswith("runs/update") and not ends.append(path) and len(ends) < 3)
-    )
+    proxy.rule = lambda method, path, size: 400 * (path.endswith("runs/update") and not ends.append(path) and len(ends) < 3)
     tracker.finish("FINISHED")
     assert len(ends) == 3
     assert the_run(server.uri, experiment).info.status == "FINISHED"
