@@ -61,12 +61,15 @@ def main() -> None:
     for table in tables(task, report):
         show(table)
     for group in grouped(report.findings):
-        for finding in group[: args.show]:
+        shown = group[: max(args.show, 0)]
+        for finding in shown:
             print(finding)
-        if len(group) > args.show:
-            print(f"  and {len(group) - args.show} more like this")
-    faults = sum(finding.severity == "fault" for finding in report.findings)
-    print(f"faults: {faults}, warnings: {len(report.findings) - faults}")
+        if more := report.counts[group[0].severity, group[0].kind] - len(shown):
+            print(f"  and {more} more like this")
+    counts = {"fault": 0, "warning": 0}
+    for (severity, _), count in report.counts.items():
+        counts[severity] += count
+    print(f"faults: {counts['fault']}, warnings: {counts['warning']}")
     sys.exit(1 if report.faulty else 0)
 
 

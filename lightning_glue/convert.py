@@ -77,16 +77,17 @@ def facts_of(fine_tuned: FineTuned, name: str, uri: str | None) -> tuple[Facts, 
 
 
 def write(fine_tuned: FineTuned, form: str, out: Path, facts: Facts, seeds: Seeds, *, int8: bool = False) -> None:
-    """Write the folder ``out``, whole or not at all."""
+    """Write the folder ``out``, whole or not at all. No folder of this machine is named in it."""
     from lightning_glue.export import fairseq, huggingface
+    from lightning_glue.tasks import without_folders
     from lightning_glue.tracking import model_card
     from lightning_glue.utils.files import new_folder
 
-    model, task, encoder = fine_tuned.model.cpu(), fine_tuned.task, fine_tuned.tokenizer
+    model, task, encoder = fine_tuned.model.cpu(), without_folders(fine_tuned.task), fine_tuned.tokenizer
     public = {key: value for key, value in fine_tuned.settings.items() if key not in ("GLUE_DIR", "data.glue_dir")}
     with new_folder(out.absolute()) as part:
         if form == "fairseq":
-            fairseq.export(model, task, encoder, list(task.labels), 0, part, fine_tuned.settings)
+            fairseq.export(model, task, encoder, list(task.labels), 0, part, public)
         elif form == "hf":
             huggingface.export(model, task, encoder, part, public)
         else:

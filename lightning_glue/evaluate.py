@@ -63,7 +63,7 @@ def main() -> None:
     task = loaded.data.task
     if loaded.note and leader:
         print(f"note: {loaded.note}", file=sys.stderr)
-    if not task.dev and not args.predict:
+    if task.splits and not task.dev and not args.predict:
         raise UserError(f"{task.name} has no labels to score; add --predict DIR to write its predictions")
     loaded.data.prepare_data()
     scored = any(split.name in loaded.data.prepared.splits for split in task.dev)

@@ -8,9 +8,11 @@ ids are positions in ``Task.labels``: fixed, never derived from label frequency 
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cache
+from pathlib import PurePath
 from typing import Any
 
 from lightning_glue.errors import ConfigError, suggest
@@ -19,6 +21,9 @@ from lightning_glue.utils.paths import plain_name
 
 _FIRST = ("CoLA", "SST-2", "MRPC", "STS-B", "QQP", "MNLI", "QNLI", "RTE", "WNLI")  # GLUE's order
 _LAST_COLUMN = -1
+_LONGEST_LABEL = 200
+_CONTROL = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029]")
+_FAIRSEQ = ("<s>", "<pad>", "</s>", "<unk>")
 
 
 @dataclass(frozen=True)
@@ -127,7 +132,8 @@ class Task:
 
     @property
     def directory(self) -> str:
-        return self.folder or self.name
+        """Of its files, below the root that holds them: of one's own the root itself."""
+        return "" if self.own else self.folder or self.name
 
     @property
     def submission_files(self) -> tuple[str, ...]:
@@ -207,6 +213,16 @@ def _make_task(said: dict[str, Any], recorded: str) -> Task:
         own=own,
         description=recorded,
     )
+
+
+def without_folders(task: Task) -> Task:
+    """The task as it travels with a model: of files of one's own the names alone."""
+    if not task.own:
+        return task
+    said = json.loads(task.description)
+    for file in said["files"].values():
+        file["path"] = PurePath(file["path"]).name
+    return described_task(said)
 
 
 def _prediction_files(name: str, test: tuple[Split, ...]) -> tuple[str, ...]:
@@ -289,6 +305,33 @@ def get_task(name: str) -> Task:
     if name not in TASKS:
         raise ConfigError(f"unknown task {name!r}{suggest(name, TASKS)}")
     return TASKS[name]
+
+
+def name_fault(label: str) -> str:
+    """Why a text cannot be the name of a class, whatever the others are; empty if it can."""
+    if not label:
+        return "an empty label"
+    if len(label) > _LONGEST_LABEL:
+        return f"a label of {len(label)} characters"
+    if fault := line_fault(label):
+        return f"label {label!r} {fault}"
+    return f"label {label!r} is a symbol of fairseq's dictionaries" if label in _FAIRSEQ else ""
+
+
+def line_fault(text: str) -> str:
+    """Why a text cannot be a field of a line; empty if it can."""
+    if _CONTROL.search(text):
+        return "has a line break, a tab or another control character"
+    return "holds half a character" if half_a_character(text) else ""
+
+
+def half_a_character(text: str) -> bool:
+    """Whether a text has a surrogate, which JSON can write and UTF-8 cannot."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return True
+    return False
 
 
 def input_columns(task: Task) -> tuple[str, ...]:

@@ -48,7 +48,7 @@ def _in_words(fault: dict[str, Any], values: Any, prefix: str) -> str:
         if isinstance(values, Mapping) and part in values:
             values = values[part]
             names.append(part)
-    key, value = prefix + ".".join(names), values
+    key, value = prefix + ".".join(names), _one_line(values)
     if kind == "missing":
         return f"{prefix}{'.'.join([*names, str(fault['loc'][-1])])} is missing"
     if kind == "unexpected_keyword_argument":
@@ -69,6 +69,12 @@ def _in_words(fault: dict[str, Any], values: Any, prefix: str) -> str:
         return f"{key}={value}; expected {context['words']}"
     expected = _KINDS.get(kind.partition("_")[0]) or fault["msg"]
     return f"{key}={value}; expected {expected}"
+
+
+def _one_line(value: object) -> str:
+    """A value in an error, of which a table for instance has many lines."""
+    lines = str(value).splitlines()
+    return lines[0].strip()[:300] if len(lines) > 1 else str(value)[:300]
 
 
 def _refuse_truth_for_number(found: Any, values: Mapping[str, Any], prefix: str) -> None:

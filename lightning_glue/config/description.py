@@ -16,9 +16,9 @@ from lightning_glue.config.check import checked
 from lightning_glue.config.compose import options
 from lightning_glue.config.schema import Part
 from lightning_glue.errors import ConfigError, DataError, suggest
-from lightning_glue.tasks import TASKS
+from lightning_glue.tasks import TASKS, name_fault
 from lightning_glue.utils.paths import plain_name
-from lightning_glue.utils.redact import first_line
+from lightning_glue.utils.redact import first_line, hide_secrets
 
 FORMATS = {".tsv": "tsv", ".csv": "csv", ".jsonl": "jsonl", ".ndjson": "jsonl", ".json": "jsonl",
            ".parquet": "parquet", ".pq": "parquet"}  # fmt: skip
@@ -80,7 +80,7 @@ def read_description(data: str | os.PathLike[str] | Mapping[str, Any]) -> OwnDat
     """
     if isinstance(data, Mapping):
         return _checked(dict(data), Path.cwd(), "", "")
-    path = Path(data).expanduser()
+    path = Path(os.path.expanduser(data))
     found = _load(path)
     if not isinstance(found, dict):
         raise DataError(f"{path} holds no description: expected keys such as train, text and label; see docs/data.md")
@@ -94,13 +94,36 @@ def _load(path: Path) -> Any:
         raise DataError(f"--data {path}: expected a description of it, a YAML file with train, text and label; see "
                         "docs/data.md")  # fmt: skip
     try:
+        if path.exists() and not path.is_file():
+            raise DataError(f"--data {path} is no file; expected glue, sample, or a description's file")
         if path.stat().st_size > _MOST:
             raise DataError(f"{path} has {path.stat().st_size} bytes: that is no description of data; see docs/data.md")
-        return yaml.safe_load(path.read_text(encoding="utf-8-sig"))
+        text = path.read_text(encoding="utf-8-sig")
+        return _without_repeats(path, text)
     except OSError as error:
         raise DataError(f"--data {path}: {error.strerror}; expected glue, sample, or a description's file") from None
     except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
-        raise DataError(f"{path} is no YAML: {first_line(error)}; see docs/data.md") from None
+        mark, problem = getattr(error, "problem_mark", None), getattr(error, "problem", None)
+        where = f"{path}:{mark.line + 1}" if mark else path
+        raise DataError(f"{where} is no YAML: {problem or first_line(error)}; see docs/data.md") from None
+
+
+def _without_repeats(path: Path, text: str) -> Any:
+    """What a YAML file holds. Of a key that stands there twice YAML itself takes the last one.
+
+    Raises:
+        DataError: a key stands there twice.
+    """
+    import yaml
+
+    root = yaml.compose(text, Loader=yaml.SafeLoader)
+    known: dict[str, int] = {}
+    for key, _ in root.value if isinstance(root, yaml.MappingNode) else ():
+        line = key.start_mark.line + 1
+        if str(key.value) in known:
+            raise DataError(f"{path}:{line}: {str(key.value)[:80]!r} stands in line {known[key.value]} already")
+        known[str(key.value)] = line
+    return yaml.safe_load(text)
 
 
 def _checked(found: dict[Any, Any], folder: Path, where: str, stem: str) -> OwnData:
@@ -108,8 +131,9 @@ def _checked(found: dict[Any, Any], folder: Path, where: str, stem: str) -> OwnD
     for key in found:
         if key not in names:
             raise ConfigError(f"{where}unknown key {str(key)[:80]!r}{suggest(str(key), names)}")
-    if "name" not in found and isinstance(found.get("train"), str):
-        found["name"] = stem or usual_name(found["train"])
+    if "name" not in found:
+        train = found.get("train")
+        found["name"] = stem or usual_name(train if isinstance(train, str) else "")
     if any(isinstance(one, bool) for key in ("labels", "class_weights") for one in _listed(found.get(key))):
         raise ConfigError(f"{where}labels: YAML reads yes, no, true and false as truth values; put them into quotes")
     own = checked(OwnData, found, where)
@@ -123,12 +147,12 @@ def _checked(found: dict[Any, Any], folder: Path, where: str, stem: str) -> OwnD
 
 
 def _listed(value: object) -> list[object]:
-    return list(value) if isinstance(value, list | dict) else []
+    return [*value, *value.values()] if isinstance(value, dict) else value if isinstance(value, list) else []
 
 
 def usual_name(train: str) -> str:
     """A name for data that have none: of the training file, or of its folder where the file is called ``train``."""
-    path = Path(train).expanduser().absolute()
+    path = Path(os.path.expanduser(train)).absolute()
     name = path.parent.name if path.stem.casefold() in ("train", "training", "data") else path.stem
     return re.sub(r"[^A-Za-z0-9_.-]+", "-", name).strip("-._")[:64] or "own"
 
@@ -164,6 +188,9 @@ def _check_labels(own: OwnData) -> None:
     if own.labels is not None:
         if regression:
             raise ConfigError("labels: a regression has none; leave them or kind: regression out")
+        own.labels = [label.strip() for label in own.labels]  # as those of files
+        if fault := next(filter(None, map(name_fault, own.labels)), ""):
+            raise ConfigError(f"labels: {fault}")
         if len(set(own.labels)) < len(own.labels) or len(own.labels) < (1 if own.kind == "multi-label" else 2):
             raise ConfigError(f"labels: {', '.join(own.labels)[:200]}; expected two or more, each once")
     if own.range is not None:
@@ -178,7 +205,13 @@ def _check_labels(own: OwnData) -> None:
 
 
 def _absolute(path: str, folder: Path) -> str:
-    return os.path.normpath(folder / Path(path).expanduser())
+    if not path or "\0" in path:
+        raise ConfigError(f"{path!r} is no path of a file")
+    if re.match("[A-Za-z][A-Za-z0-9+.-]*://", path):
+        raise ConfigError(f"{hide_secrets(path)} is an address; expected a file of this machine: fetch it first")
+    given = os.path.join(folder, os.path.expanduser(path))
+    plain = os.path.abspath(given)
+    return plain if os.path.realpath(plain) == os.path.realpath(given) else given  # ".." behind a link
 
 
 def _by_split(role: str, given: str | list[str] | dict[str, str] | None, folder: Path) -> dict[str, str] | None:
@@ -198,7 +231,10 @@ def _by_split(role: str, given: str | list[str] | dict[str, str] | None, folder:
     found: dict[str, str] = {}
     for name, path in named.items():
         bare = name.removeprefix(role).lstrip("_-")
-        found[plain_name(f"{role}_{bare}" if bare else role, role)] = _absolute(path, folder)
+        split = plain_name(f"{role}_{bare}" if bare else role, role)
+        if split in found:
+            raise ConfigError(f"{role}: {name!r} is {split} too; give each file a name of its own")
+        found[split] = _absolute(path, folder)
     return found
 
 

@@ -2,23 +2,30 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
+import unicodedata
+from array import array
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import islice, repeat
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from lightning_glue.data import reader
-from lightning_glue.data.dev_part import bins, dev_rows
+from lightning_glue.data.dev_part import bins, chosen_rows, row_digest
 from lightning_glue.data.formats import BadRow, place
 from lightning_glue.data.own_rows import Label, read_examples
 from lightning_glue.data.tokenizer import Tokenizer
 from lightning_glue.errors import DataError
 from lightning_glue.tasks import Split, Task
 
+_KEPT = 1000  # findings of a kind
+_PART = 4096  # rows that are in memory with their texts
+_MISSING = {"nan", "na", "n/a", "null", "none", "nil", "?", "-"}
 # What a text has that was decoded wrongly once: replacement characters, UTF-8 read as Latin-1, control characters.
 _MISREAD = re.compile("�|Ã[\x80-\xbf¡-¿©¨ª]|â€|Â[\x80-\xbf\xa0]|[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]")
 
@@ -42,43 +49,56 @@ class Finding:
 
 @dataclass
 class Checked:
-    """One split.
+    """One split. Of its texts digests are kept, so that memory does not grow with them.
 
     Attributes:
-        places: file and line of each row that can be read.
+        lines: in the file, of each row that can be read.
+        digests: of the texts of each.
         tokens: length of each example as the model sees it, before it is cut.
     """
 
     split: Split
     file: str
-    texts: tuple[list[str], ...] = ()
     labels: list[Label] | None = None
-    places: list[str] = field(default_factory=list)
-    faults: int = 0
+    lines: array[int] = field(default_factory=lambda: array("Q"))
+    digests: list[bytes] = field(default_factory=list)
     tokens: np.ndarray = field(default_factory=lambda: np.empty(0, np.int64))
 
     def __len__(self) -> int:
-        return len(self.places)
+        return len(self.lines)
 
-    def example(self, row: int) -> tuple[str, ...]:
-        return tuple(column[row] for column in self.texts)
+    def place(self, row: int) -> str:
+        """File and line of a row."""
+        return place(self.file, self.split.format, self.lines[row])
 
 
 @dataclass
 class Report:
-    """What came of a check, in the order of the splits."""
+    """What came of a check.
 
-    splits: list[Checked]
-    findings: list[Finding]
-    max_tokens: int
+    Attributes:
+        splits: in the task's order.
+        findings: in the order of the splits; of each kind the first 1000.
+        counts: of all findings, by severity and kind.
+    """
+
+    splits: list[Checked] = field(default_factory=list)
+    findings: list[Finding] = field(default_factory=list)
+    counts: Counter[tuple[str, str]] = field(default_factory=Counter)
 
     @property
     def faulty(self) -> bool:
-        return any(finding.severity == "fault" for finding in self.findings)
+        return any(severity == "fault" for severity, _ in self.counts)
 
     def count(self, split: Checked, kind: str) -> int:
         """Findings of a kind in a split."""
-        return sum(finding.kind == f"{split.split.name} {kind}" for finding in self.findings)
+        return sum(self.counts[severity, f"{split.split.name} {kind}"] for severity in ("fault", "warning"))
+
+    def add(self, findings: Iterable[Finding]) -> None:
+        for finding in findings:
+            self.counts[finding.severity, finding.kind] += 1
+            if self.counts[finding.severity, finding.kind] <= _KEPT:
+                self.findings.append(finding)
 
 
 def check(task: Task, root: Path, encoder: Tokenizer, max_tokens: int, *, predicts: bool = True) -> Report:
@@ -89,121 +109,154 @@ def check(task: Task, root: Path, encoder: Tokenizer, max_tokens: int, *, predic
         max_tokens: the length that a training cuts examples to.
         predicts: whether test files that are there are looked at.
     """
-    findings: list[Finding] = []
-    splits = [
-        _read(task, split, root, findings)
-        for split in task.splits
-        if split.labelled or (predicts and reader.has_split(task, split, root))
-    ]
-    for one in splits:
-        if len(one):
-            parts = [encoder.encode(column) for column in one.texts]
-            one.tokens = np.sum([lengths for _, lengths in parts], axis=0) + 1 + (len(parts) == 2)
-        findings += _of_texts(one, max_tokens)
-        findings += _of_labels(task, one)
-    train = next((one for one in splits if one.split.name == "train"), None)
+    report = Report()
+    of_dev = _rows_of_dev(task)
+    for split in task.splits:
+        if split.labelled or (predicts and reader.has_split(task, split, root)):
+            one = _read(task, split, root, encoder, max_tokens, of_dev, report)
+            report.add(_of_labels(task, one))
+            report.splits.append(one)
+    train = next((one for one in report.splits if one.split.name == "train"), None)
     if train:
-        for other in splits:
-            findings += _leaks(train, other) if other is not train else []
-    return Report(splits, findings, max_tokens)
+        known = {digest: row for row, digest in reversed([*enumerate(train.digests)])}
+        for other in report.splits:
+            report.add(_leaks(train, known, other) if other is not train else [])
+    return report
 
 
-def _read(task: Task, split: Split, root: Path, findings: list[Finding]) -> Checked:
+Row = tuple[int, Sequence[str], Label | None]  # line, texts, label
+
+
+def _read(
+    task: Task, split: Split, root: Path, encoder: Tokenizer, max_tokens: int, of_dev: Sequence[bool], report: Report
+) -> Checked:
     """The rows that can be read; what hinders reading one, or all, is a finding."""
-    path = str(root / task.directory / split.file_name)
-    found = Checked(split, path, tuple([] for _ in range(task.num_texts)))
+    found = Checked(split, split.path or str(root / task.directory / split.file_name), [] if split.labelled else None)
+
+    def fault(number: int, reason: str) -> None:
+        dropped = split.drop_malformed and reason.startswith("a wrong number of fields")
+        where = place(found.file, split.format, number)
+        report.add([Finding("warning" if dropped else "fault", f"{split.name} fault", where, reason)])
+
     try:
-        faults = _read_own(task, split, found) if task.own else _read_built_in(task, split, root, found)
-        for number, reason in faults:
-            dropped = split.drop_malformed and reason.startswith("a wrong number of fields")
-            severity = "warning" if dropped else "fault"
-            where = place(path, split.format, number)
-            findings.append(Finding(severity, f"{split.name} fault", where, reason))
+        rows = _own_rows(task, split, of_dev, fault) if task.own else _built_in_rows(task, split, root, fault)
+        while part := list(islice(rows, _PART)):
+            _take(found, part, encoder)
+            report.add(_of_texts(found, part, max_tokens))
+        if not len(found):
+            raise DataError(f"{found.file}: no row of {split.name} can be read")
     except DataError as error:
-        findings.append(Finding("fault", f"{split.name} fault", "", str(error)))
-    found.faults = sum(finding.kind == f"{split.name} fault" for finding in findings)
+        report.add([Finding("fault", f"{split.name} fault", "", str(error))])
     return found
 
 
-def _read_built_in(task: Task, split: Split, root: Path, found: Checked) -> list[tuple[int, str]]:
-    rows, lines, faults = reader.survey_split(task, split, root)
-    found.texts, found.labels = rows.texts, list(rows.labels) if rows.labels is not None else None
-    found.places = [f"{found.file}:{line}" for line in lines]
-    return faults
+def _built_in_rows(task: Task, split: Split, root: Path, fault: Callable[[int, str], None]) -> Iterator[Row]:
+    rows, faults = reader.survey_split(task, split, root)
+    for number, reason in faults:
+        fault(number, reason)
+    yield from zip(rows.lines, zip(*rows.texts), rows.labels or repeat(None))
 
 
-def _read_own(task: Task, split: Split, found: Checked) -> list[tuple[int, str]]:
-    faults: list[tuple[int, str]] = []
-    labels: list[Any] = []
+def _own_rows(task: Task, split: Split, of_dev: Sequence[bool], fault: Callable[[int, str], None]) -> Iterator[Row]:
+    kept = iter(of_dev)
     for number, example in read_examples(task, split):
         if isinstance(example, BadRow):
-            faults.append((number, example.reason))
-            continue
-        for column, text in zip(found.texts, example[0]):
-            column.append(text)
-        labels.append(example[1])
-        found.places.append(place(split.path, split.format, number))
-    found.labels = labels if split.labelled else None
-    if split.part:
-        _keep_part(task, found)
-        faults = faults if split.part == "train" else []  # of the same file
-    if not found.places:
-        raise DataError(f"{split.path}: no row of {split.name} can be read")
-    return faults
+            if split.part != "dev":  # of the same file as train
+                fault(number, example.reason)
+        elif not split.part or next(kept, False) == (split.part == "dev"):
+            yield number, example[0], example[1]
 
 
-def _keep_part(task: Task, found: Checked) -> None:
-    """Leave the rows of a shared file that are the split's."""
-    assert task.own and task.own.dev_share and found.labels is not None
-    labels: Any = found.labels
-    strata: Any = bins([float(str(label)) for label in labels]) if task.is_regression else labels
-    of_dev = dev_rows(found.texts, strata, task.own.dev_share, task.own.dev_seed)
-    rows = [row for row, dev in enumerate(of_dev) if dev == (found.split.part == "dev")]
-    found.texts = tuple([column[row] for row in rows] for column in found.texts)
-    found.labels, found.places = [labels[row] for row in rows], [found.places[row] for row in rows]
+def _rows_of_dev(task: Task) -> list[bool]:
+    """Of a training file that is split, which of the rows that can be read are of the dev set; else empty."""
+    if not task.own or not task.own.dev_share or not task.train:
+        return []
+    digests: list[bytes] = []
+    labels: list[Any] = []
+    try:
+        for _, example in read_examples(task, task.train):
+            if not isinstance(example, BadRow):
+                digests.append(row_digest(task.own.dev_seed, example[0]))
+                labels.append(example[1])
+    except DataError:  # said when the split is read
+        return []
+    return chosen_rows(digests, bins([*map(float, labels)]) if task.is_regression else labels, task.own.dev_share)
 
 
-def _of_texts(one: Checked, max_tokens: int) -> Iterator[Finding]:
-    """Empty texts, texts that were misread, and examples that are cut."""
-    name = one.split.name
-    for column in one.texts:
-        for row, text in enumerate(column):
+def _take(one: Checked, part: list[Row], encoder: Tokenizer) -> None:
+    """Keep of some rows what is compared later."""
+    for number, texts, label in part:
+        one.lines.append(number)
+        one.digests.append(hashlib.blake2b("\0".join(texts).encode(), digest_size=16).digest())
+        if one.labels is not None:
+            one.labels.append(label or "" if not isinstance(label, tuple) else label)
+    encoded = [encoder.encode(list(column)) for column in zip(*(texts for _, texts, _ in part))]
+    lengths = np.sum([lengths for _, lengths in encoded], axis=0) + 1 + (len(encoded) == 2)
+    one.tokens = np.concatenate([one.tokens, lengths])
+
+
+def _of_texts(one: Checked, part: list[Row], max_tokens: int) -> Iterator[Finding]:
+    """Empty texts, texts that were misread, and examples that are cut, among the rows that were read last."""
+    name, begin = one.split.name, len(one) - len(part)
+    for row, (_, texts, _) in enumerate(part, begin):
+        for text in texts:
             if not text:
-                yield Finding("warning", f"{name} empty", one.places[row], "an empty text")
+                yield Finding("warning", f"{name} empty", one.place(row), "an empty text")
             elif misread := _MISREAD.search(text):
                 said = f"a text with {misread[0]!r}: was it decoded wrongly once? {text[:60]!r}"
-                yield Finding("warning", f"{name} misread", one.places[row], said)
-    for row in np.flatnonzero(one.tokens > max_tokens).tolist():
+                yield Finding("warning", f"{name} misread", one.place(row), said)
+    for row in (np.flatnonzero(one.tokens[begin:] > max_tokens) + begin).tolist():
         said = f"{one.tokens[row]} tokens, cut to {max_tokens}"
-        yield Finding("warning", f"{name} cut", one.places[row], said)
+        yield Finding("warning", f"{name} cut", one.place(row), said)
 
 
 def _of_labels(task: Task, one: Checked) -> Iterator[Finding]:
     """Examples that stand there again, with the same label or with another one; labels without an example."""
     name = one.split.name
-    first: dict[tuple[str, ...], int] = {}
-    for row in range(len(one)):
-        before = first.setdefault(one.example(row), row)
+    first: dict[bytes, int] = {}
+    for row, digest in enumerate(one.digests):
+        before = first.setdefault(digest, row)
         if before == row:
             continue
         if one.labels is None or one.labels[row] == one.labels[before]:
-            yield Finding("warning", f"{name} duplicate", one.places[row], f"the same as {one.places[before]}")
+            yield Finding("warning", f"{name} duplicate", one.place(row), f"the same as {one.place(before)}")
         else:
-            said = f"label {_words(one.labels[row])}, but {_words(one.labels[before])} in {one.places[before]}"
-            yield Finding("warning", f"{name} conflict", one.places[row], f"{said}, of the same text")
+            said = f"label {_words(one.labels[row])}, but {_words(one.labels[before])} in {one.place(before)}"
+            yield Finding("warning", f"{name} conflict", one.place(row), f"{said}, of the same text")
     if one.labels is not None and len(one):
         counts = class_counts(one.labels)
         for label in task.labels:
             if not counts[label]:
                 yield Finding("warning", f"{name} class", one.file, f"no row of {name} has the label {label!r}")
+    if name == "train":
+        yield from _alike(task, one)
 
 
-def _leaks(train: Checked, other: Checked) -> Iterator[Finding]:
-    """Examples of a split that the training set has as well."""
-    known = {train.example(row): train.places[row] for row in reversed(range(len(train)))}
-    for row in range(len(other)):
-        if where := known.get(other.example(row)):
-            yield Finding("warning", f"{other.split.name} leak", other.places[row], f"in train too: {where}")
+def _alike(task: Task, train: Checked) -> Iterator[Finding]:
+    """Labels that look the same to a reader, or that stand for a missing value."""
+    looks: dict[str, str] = {}
+    for label in task.labels:
+        visible = "".join(sign for sign in unicodedata.normalize("NFKC", label) if unicodedata.category(sign) != "Cf")
+        before = looks.setdefault(" ".join(visible.casefold().split()), label)
+        if before != label:
+            said = f"labels {before!a} and {label!a} look alike: are they two classes?"
+            yield Finding("warning", "train labels", train.file, said)
+        if label.casefold() in _MISSING:
+            said = f"the label {label!r} is a class here: does it stand for a missing value?"
+            yield Finding("warning", "train labels", train.file, said)
+
+
+def _leaks(train: Checked, known: Mapping[bytes, int], other: Checked) -> Iterator[Finding]:
+    """Examples of a split that the training set has as well.
+
+    Args:
+        known: the first row of each digest in it.
+    """
+    for row, digest in enumerate(other.digests):
+        if (where := known.get(digest)) is not None:
+            yield Finding(
+                "warning", f"{other.split.name} leak", other.place(row), f"in train too: {train.place(where)}"
+            )
 
 
 def class_counts(labels: Sequence[Label]) -> Counter[str]:

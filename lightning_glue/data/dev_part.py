@@ -12,15 +12,31 @@ _BINS = 10  # of a regression's labels, equally full
 def dev_rows(
     texts: Sequence[Sequence[str]], labels: Sequence[str] | Sequence[tuple[str, ...]], share: float, seed: int
 ) -> list[bool]:
+    """:func:`chosen_rows` of texts.
+
+    Args:
+        texts: one or two lists with a text for each row.
+    """
+    return chosen_rows([row_digest(seed, row) for row in zip(*texts)], labels, share)
+
+
+def row_digest(seed: int, texts: Sequence[str]) -> bytes:
+    """By which rows are chosen: SHA-256 of the seed and the texts."""
+    return hashlib.sha256("\0".join([str(seed), *texts]).encode("utf-8", "surrogatepass")).digest()
+
+
+def chosen_rows(
+    digests: Sequence[bytes], labels: Sequence[str] | Sequence[tuple[str, ...]], share: float
+) -> list[bool]:
     """For each row whether it is of the dev set.
 
     Of each stratum (class; tenth of a regression's labels; the rarest of several labels) the rows with the smallest
     digests of seed and texts, so many that the shares of the strata are as equal as whole rows let them be. So neither
     the order of the rows nor the machine matters, and rows of a stratum with the same texts stay together. At least one
-    row is of the dev set, and of each stratum at least one is not.
+    row is of the dev set, and of each stratum at least one is not, unless none has two different texts.
 
     Args:
-        texts: one or two lists with a text for each row.
+        digests: of each row, see :func:`row_digest`.
         labels: of each row; strings of numbers stand for numbers only in a list made by :func:`bins`.
     """
     strata: dict[object, list[int]] = defaultdict(list)
@@ -30,7 +46,6 @@ def dev_rows(
     counts = _quotas([len(rows) for _, rows in ordered], share)
     chosen = [False] * len(labels)
     for (_, rows), count in zip(ordered, counts):
-        digests = {row: _digest(seed, [column[row] for column in texts]) for row in rows}
         rows = sorted(rows, key=lambda row: (digests[row], row))
         while 0 < count < len(rows) and digests[rows[count - 1]] == digests[rows[count]]:
             count += 1  # the same texts on one side
@@ -39,7 +54,7 @@ def dev_rows(
         for row in rows[:count]:
             chosen[row] = True
     if not any(chosen) and len(chosen) > 1:
-        chosen[min(range(len(labels)), key=lambda row: _digest(seed, [column[row] for column in texts]))] = True
+        chosen[min(range(len(labels)), key=lambda row: digests[row])] = True
     return chosen
 
 
@@ -67,7 +82,3 @@ def _quotas(sizes: list[int], share: float) -> list[int]:
     for i in by_remainder[: max(missing, 0)]:
         quotas[i] += quotas[i] < sizes[i] - 1
     return quotas
-
-
-def _digest(seed: int, texts: list[str]) -> bytes:
-    return hashlib.sha256("\0".join([str(seed), *texts]).encode("utf-8", "surrogatepass")).digest()

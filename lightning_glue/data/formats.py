@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import re
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -11,11 +12,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from lightning_glue.data.reader import encoding_fault, lines_of
+from lightning_glue.data.reader import binary_fault, encoding_fault, lines_of, opened
 from lightning_glue.errors import DataError, suggest
 from lightning_glue.utils.redact import first_line
 
 Column = str | int
+_QUOTED = re.compile(rb'"[^"]*(?:"|$)')  # what may hold line ends
 
 
 @dataclass(frozen=True)
@@ -60,10 +62,13 @@ def read_rows(path: Path, kind: str, columns: Sequence[Column], dialect: Dialect
         if kind == "parquet":
             yield from _parquet_rows(path, columns)
             return
-        with path.open("rb") as file:
+        with opened(path) as file:
             yield from _json_rows(path, file, columns) if kind == "jsonl" else _table_rows(path, file, columns, dialect)
     except FileNotFoundError:
-        raise DataError(f"no file {path}; see train, dev and test of the description") from None
+        see = "see train, dev and test of the description"
+        if not path.is_absolute():  # of a model that was converted
+            see = "the model knows it by its name alone: go to its folder, or describe it with --data FILE.yaml"
+        raise DataError(f"no file {path}; {see}") from None
     except OSError as error:
         raise DataError(f"cannot read {path}: {error.strerror or first_line(error)}") from None
 
@@ -81,6 +86,8 @@ def _table_rows(path: Path, file: BinaryIO, columns: Sequence[Column], dialect: 
     number, fields = first
     if isinstance(fields, BadRow):
         raise DataError(f"{path}:{number}: {fields.reason}")
+    if dialect.header and not any(name.strip() for name in fields):
+        raise DataError(f"{path}:{number}: a blank line, expected the names of the columns; remove it")
     places = _places(f"{path}:{number}", columns, fields, dialect)
     width = len(fields)
     if not dialect.header:
@@ -112,6 +119,9 @@ def _places(where: str, columns: Sequence[Column], first: list[str], dialect: Di
 def _no_column(column: str, names: Sequence[str]) -> str:
     if column in names:
         return f"the header has the column {column!r} {list(names).count(column)} times"
+    for separator, said in ((";", "';'"), ("\t", "tabs"), ("|", "'|'"), (",", "commas")):
+        if len(names) == 1 and column in [name.strip().strip('"') for name in names[0].split(separator)]:
+            return f"no column {column!r}, but fields seem to be separated by {said}; see separator and format"
     shown = [name[:40] for name in names[:20]]
     return f"no column {column!r}{suggest(column, shown)}"
 
@@ -147,7 +157,7 @@ def _csv_rows(path: Path, file: BinaryIO, dialect: Dialect) -> Iterator[tuple[in
             except csv.Error as error:
                 if "unexpected end of data" in str(error):
                     raise DataError(f"{path}:{start}: a quote is opened in this row and never closed") from None
-                yield start, BadRow(f"no CSV: {error}")
+                yield start, BadRow(f"no CSV: {_in_words(error)}")
                 continue
             if not fields:
                 blank.append(start)
@@ -155,6 +165,12 @@ def _csv_rows(path: Path, file: BinaryIO, dialect: Dialect) -> Iterator[tuple[in
             yield from ((number, list[str]()) for number in blank)  # those at the end of the file are left out
             blank.clear()
             yield start, source.bad or fields
+
+
+def _in_words(error: csv.Error) -> str:
+    if "new-line character" in str(error):  # the module speaks to programmers here
+        return "a carriage return that ends no line stands outside of quotes"
+    return str(error)
 
 
 class _TextLines:
@@ -177,7 +193,8 @@ class _TextLines:
         self.number += 1
         if self.number == 1:
             line = line.removeprefix(b"\xef\xbb\xbf")
-            if b'"' not in line and (fault := encoding_fault(line.removesuffix(b"\n").removesuffix(b"\r"))):
+            bare = _QUOTED.sub(b"", line.removesuffix(b"\n").removesuffix(b"\r"))
+            if fault := binary_fault(line) or encoding_fault(bare):
                 raise DataError(f"{self.path}:1: {fault}")
         text = _decoded(line)
         if isinstance(text, BadRow):
@@ -202,6 +219,8 @@ def _json_rows(path: Path, file: BinaryIO, columns: Sequence[Column]) -> Iterato
         if i == 0:
             if fault := encoding_fault(line):
                 raise DataError(f"{path}:{number}: {fault}")
+            if line.strip() == b"{":
+                raise DataError(f"{path}:{number}: an object over several lines; expected one on each line: jq -c .")
             if line.lstrip().startswith(b"["):
                 raise DataError(f"{path}:{number}: a JSON array; expected JSON lines, an object on each: jq -c '.[]'")
         yield number, _of_object(line, columns)

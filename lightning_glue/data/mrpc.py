@@ -10,7 +10,7 @@ import logging
 from collections.abc import Iterator
 from pathlib import Path
 
-from lightning_glue.data.reader import encoding_fault, same_column
+from lightning_glue.data.reader import encoding_fault, opened, same_column
 from lightning_glue.errors import DataError
 from lightning_glue.tasks import TASKS
 from lightning_glue.utils.files import new_folder
@@ -77,7 +77,8 @@ def _rows(path: Path) -> list[list[str]]:
 def _fields(path: Path, expected: int) -> Iterator[tuple[int, list[str]]]:
     """Yield line number and fields of every line, stripped as the download script does; never an empty file."""
     try:
-        lines = path.read_bytes().split(b"\n")
+        with opened(path) as file:
+            lines = file.read().split(b"\n")
     except FileNotFoundError:
         raise DataError(f"no file {path}; MRPC's raw form needs {RAW_TRAIN}, {RAW_TEST} and {DEV_IDS}") from None
     except OSError as error:

@@ -11,6 +11,7 @@ import os
 import re
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
@@ -19,13 +20,12 @@ from lightning_glue.data.formats import BadRow, Column, dialect_of, place, read_
 from lightning_glue.data.own_rows import Label, read_label, shown
 from lightning_glue.data.reader import NUMBER
 from lightning_glue.errors import ConfigError, DataError
+from lightning_glue.tasks import name_fault
 from lightning_glue.utils.digests import known_sha256
 
 DEV_SHARE, DEV_SEED = 0.1, 1
-_LONGEST_LABEL = 200
 _FEW = 20  # rows that may well have a label each
-_CONTROL = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029]")
-_FAIRSEQ = ("<s>", "<pad>", "</s>", "<unk>")
+_WIDEST = 1e30  # of a regression's labels, which are float32 in between
 _INTEGER = re.compile("[+-]?[0-9]+")
 
 
@@ -81,9 +81,12 @@ def resolve(own: OwnData) -> dict[str, Any]:
     said |= {"labels": [], "class_weights": None, "range": None, "bounded": True}
     if own.kind == "regression":
         numbers = [float(str(label)) for label in labels]
+        if not max(map(abs, [*numbers, *(own.range or ())])) < _WIDEST:
+            raise ConfigError(f"label: {own.label!r} has numbers of {_WIDEST:g} and more, too large to be predicted")
         said |= {"range": own.range or [min(numbers), max(numbers)], "bounded": own.range is not None}
     else:
-        said["labels"] = own.labels or _ordered(own, path, labels)
+        _refuse_header_as_row(own, path, labels)
+        said["labels"] = own.labels or _ordered(own, path, labels, faults)
         said["class_weights"] = _weights(own, said["labels"], labels)
     return said | {"metrics": own.metrics or usual_metrics(said["kind"], len(said["labels"]))}
 
@@ -111,10 +114,13 @@ def _files(own: OwnData, *, train: bool = True) -> dict[str, dict[str, str]]:
     for split, path in paths.items():
         if split == "train" and not train:
             continue
+        see = split.partition("_")[0]
         try:
+            if os.path.exists(path) and not os.path.isfile(path):
+                raise DataError(f"{split}: {path} is no file; see {see}")  # a device or a pipe has no end
             digest = known_sha256(Path(path))
         except OSError as error:
-            raise DataError(f"{split}: cannot read {path}: {error.strerror}; see {split.partition('_')[0]}") from None
+            raise DataError(f"{split}: cannot read {path}: {error.strerror}; see {see}") from None
         kind = format_of(own, path)
         if kind in ("jsonl", "parquet") and not isinstance(own.label, str):
             raise ConfigError(f"{split}: {path} has its columns by name; give names for text and label")
@@ -155,25 +161,16 @@ def _labels(own: OwnData, path: Path, kind: str, faults: list[str]) -> Iterator[
         if isinstance(fields, BadRow):
             faults += [f"{place(path, kind, number)}: {fields.reason}"] if not faults else []
             continue
-        if own.kind is None and isinstance(fields[0], float):
+        if own.kind is None and isinstance(fields[0], float | Decimal):
             raise ConfigError(_ask_for_kind(own, fields[0]))
         label = read_label(fields[0], own.kind or "classes", own.label_separator)
         if isinstance(label, BadRow):
             faults += [f"{place(path, kind, number)}: {label.reason}"] if not faults else []
             continue
         for one in label if isinstance(label, tuple) else (label,):
-            if own.kind != "regression" and own.labels is None and (fault := _name_fault(one)):
+            if own.kind != "regression" and own.labels is None and (fault := name_fault(one)):
                 raise DataError(f"{place(path, kind, number)}: {fault}; is {own.label!r} the column of the labels?")
         yield label
-
-
-def _name_fault(label: str) -> str:
-    """Why a label cannot be the name of a class; empty if it can."""
-    if len(label) > _LONGEST_LABEL:
-        return f"a label of {len(label)} characters"
-    if _CONTROL.search(label):
-        return f"label {label!r} has a line break, a tab or another control character"
-    return f"label {label!r} is a symbol of fairseq's dictionaries" if label in _FAIRSEQ else ""
 
 
 def _ask_for_kind(own: OwnData, found: object) -> str:
@@ -183,7 +180,19 @@ def _ask_for_kind(own: OwnData, found: object) -> str:
     )
 
 
-def _ordered(own: OwnData, path: Path, labels: Sequence[Label]) -> list[str]:
+def _refuse_header_as_row(own: OwnData, path: Path, labels: Sequence[Label]) -> None:
+    """Raise ConfigError where columns have positions and the label of line 1 stands there alone, as a name would."""
+    if isinstance(own.label, str) or own.header is False or own.labels is not None or not isinstance(labels[0], str):
+        return
+    counts = Counter(map(str, labels))
+    if counts.pop(labels[0]) == 1 and min(counts.values(), default=1) > 1:
+        raise ConfigError(
+            f"{path}:1: the label {labels[0]!r} stands in no other line: is that a header? Then give text and label by "
+            "their names; else say header: false"
+        )
+
+
+def _ordered(own: OwnData, path: Path, labels: Sequence[Label], faults: Sequence[str]) -> list[str]:
     """The labels in the order that the run keeps: as numbers where all are whole numbers, else as texts.
 
     Raises:
@@ -195,7 +204,8 @@ def _ordered(own: OwnData, path: Path, labels: Sequence[Label]) -> list[str]:
         raise ConfigError(_ask_for_kind(own, min(broken)))
     if len(names) < (1 if own.kind == "multi-label" else 2):
         found = f"every row has the label {min(names)!r}" if names else "no row has a label"
-        raise ConfigError(f"{path}: {found} in column {own.label!r}; expected two classes or more")
+        besides = f", besides what cannot be read ({faults[0]})" if faults else ""
+        raise ConfigError(f"{path}: {found} in column {own.label!r}{besides}; expected two classes or more")
     if own.kind is None and len(names) == len(labels) > _FEW:
         raise ConfigError(
             f"{path}: each of {len(labels)} rows has another label in column {own.label!r}; is that the column of the "
@@ -213,7 +223,10 @@ def _weights(own: OwnData, names: list[str], labels: Sequence[Label]) -> list[fl
     if isinstance(own.class_weights, dict):
         if unknown := sorted(set(own.class_weights) - set(names)):
             raise ConfigError(f"class_weights: {unknown[0]!r} is no label; expected {shown(names)}")
-        return [own.class_weights.get(name, 1.0) for name in names]
+        weights = [own.class_weights.get(name, 1.0) for name in names]
+        if not any(weights):
+            raise ConfigError("class_weights: all are 0, so nothing would be learned")
+        return weights
     counts = Counter(one for label in labels for one in (label if isinstance(label, tuple) else (label,)))
     if own.kind == "multi-label":
         return [(len(labels) - counts[name]) / counts[name] if counts[name] else 1.0 for name in names]

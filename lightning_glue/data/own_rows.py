@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import os
+from array import array
 from collections.abc import Iterator, Sequence
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +14,7 @@ from lightning_glue.data.dev_part import bins, dev_rows
 from lightning_glue.data.formats import BadRow, Column, dialect_of, place, read_rows
 from lightning_glue.data.reader import NUMBER, OnBadRow, Rows
 from lightning_glue.errors import DataError
-from lightning_glue.tasks import Split, Task
+from lightning_glue.tasks import Split, Task, half_a_character, line_fault
 from lightning_glue.utils.digests import known_sha256
 
 _SHOWN = 20  # labels in an error
@@ -27,8 +29,8 @@ def shown(names: Sequence[str]) -> str:
 
 def read_label(value: object, kind: str, separator: str) -> Label | BadRow:
     """A cell as a label: the name of a class, the string of a number, or a tuple of names."""
-    if value is None:
-        return BadRow("no label (null)")
+    if value is None or value != value:
+        return BadRow(f"no label ({'null' if value is None else 'NaN'})")
     if kind == "multi-label":
         parts = value if isinstance(value, list | tuple) else str(value).split(separator)
         names = [_name(part) for part in parts]
@@ -38,6 +40,8 @@ def read_label(value: object, kind: str, separator: str) -> Label | BadRow:
     if isinstance(value, list | tuple | dict):
         return BadRow(f"label {str(value)[:80]} is no single label; kind: multi-label takes any number")
     name = _name(value)
+    if name is None:
+        return BadRow(f"label {str(value)[:80]!r} is a {type(value).__name__}, neither a text nor a number")
     if not name:
         return BadRow("no label")
     if kind == "regression" and not (NUMBER.fullmatch(name) and abs(float(name)) < float("inf")):
@@ -49,16 +53,14 @@ def _name(value: object) -> str | None:
     """A value as the name of a class; None where it is no name."""
     if isinstance(value, bool):
         return str(value).lower()
-    return str(value).strip() if isinstance(value, str | int | float) else None
+    return str(value).strip() if isinstance(value, str | int | float | Decimal) else None
 
 
 def _text(value: object, column: Column) -> str | BadRow:
     if not isinstance(value, str):
         found = "nothing (null)" if value is None else f"{str(value)[:80]!r}, a {type(value).__name__}"
         return BadRow(f"column {column!r} holds {found}; expected a text")
-    try:
-        value.encode()
-    except UnicodeEncodeError:
+    if half_a_character(value):
         return BadRow(f"column {column!r} holds half a character")
     return value.strip()
 
@@ -130,7 +132,7 @@ def read_own_split(task: Task, split: Split, on_bad_row: OnBadRow = "stop") -> R
     texts: tuple[list[str], ...] = tuple([] for _ in range(task.num_texts))
     labels: list[Any] = []
     index: dict[str, int] = {}
-    skipped = 0
+    lines, skipped = array("Q"), 0
     sha256 = known_sha256(Path(split.path)) if os.path.isfile(split.path) else ""
     for number, example in read_examples(task, split):
         where = place(split.path, split.format, number)
@@ -142,15 +144,26 @@ def read_own_split(task: Task, split: Split, on_bad_row: OnBadRow = "stop") -> R
         for column, text in zip(texts, example[0]):
             column.append(text)
         labels.append(example[1])
+        lines.append(number)
         if not split.labelled:
             entry = str(len(index)) if example[2] is None else example[2]
-            if not entry or entry in index:
-                again = f"index {entry[:80]!r} stands in row {index[entry]} already" if entry else "no index"
-                raise DataError(f"{where}: {again}; predictions go by index: give every row one of its own")
+            if fault := _index_fault(entry, index):
+                raise DataError(f"{where}: {fault}; predictions go by index: give every row one of its own")
             index[entry] = number
     _refuse_empty(split, len(labels), skipped)
-    rows = Rows(Path(split.path), texts, labels if split.labelled else None, 0, skipped, sha256, [*index] or None)
+    known = labels if split.labelled else None
+    rows = Rows(Path(split.path), texts, known, 0, skipped, sha256, [*index] or None, lines)
     return _part(task, split, rows) if split.part else rows
+
+
+def _index_fault(entry: str, others: dict[str, int]) -> str:
+    """Why an index cannot stand before a prediction, in a file of lines and tabs; empty if it can."""
+    if not entry:
+        return "no index"
+    if entry in others:
+        return f"index {entry[:80]!r} stands in row {others[entry]} already"
+    fault = line_fault(entry)
+    return f"index {entry[:80]!r} {fault}" if fault else ""
 
 
 def _advice(split: Split, bad: BadRow) -> str:
@@ -179,7 +192,8 @@ def _part(task: Task, split: Split, rows: Rows) -> Rows:
         )
     texts = tuple([column[row] for row in kept] for column in rows.texts)
     labels: Any = [rows.labels[row] for row in kept]
-    return Rows(rows.path, texts, labels, 0, rows.skipped if split.part == "train" else 0, rows.sha256, None)
+    lines, skipped = array("Q", (rows.lines[row] for row in kept)), rows.skipped if split.part == "train" else 0
+    return Rows(rows.path, texts, labels, 0, skipped, rows.sha256, None, lines)
 
 
 def split_digest(task: Task, split: Split, sha256: str) -> str:

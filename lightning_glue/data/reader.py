@@ -6,7 +6,8 @@ import difflib
 import hashlib
 import itertools
 import re
-from collections.abc import Iterator
+from array import array
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, Literal
@@ -38,9 +39,10 @@ class Rows:
 
     ``texts`` holds one list per text column, ``labels`` the label strings (``None`` for unlabelled splits), ``index``
     the strings of the index column (``None`` for labelled ones, where nothing asks for it); of a task with any number
-    of labels an example, ``labels`` holds tuples; all lists have
-    ``len(rows)`` entries in the order of the file. ``dropped`` counts the rows that ``Split.drop_malformed``
-    left out, ``skipped`` those that ``on_bad_row="skip"`` left out. ``sha256`` is the hex digest of the file's bytes.
+    of labels an example, ``labels`` holds tuples; ``lines`` holds the number of each row's (first) line, from 1, of a
+    Parquet file that of the row; all lists have ``len(rows)`` entries in the order of the file. ``dropped`` counts
+    the rows that ``Split.drop_malformed`` left out, ``skipped`` those that ``on_bad_row="skip"`` left out. ``sha256``
+    is the hex digest of the file's bytes.
     """
 
     path: Path
@@ -49,7 +51,8 @@ class Rows:
     dropped: int
     skipped: int
     sha256: str
-    index: list[str] | None = None
+    index: list[str] | None
+    lines: Sequence[int]
 
     def __len__(self) -> int:
         return len(self.texts[0])
@@ -77,7 +80,7 @@ def read_split(task: Task, split: Split, directory: Path, on_bad_row: OnBadRow =
     path = directory / task.directory / split.file_name
     digest = hashlib.sha256()
     try:
-        with path.open("rb") as file:
+        with opened(path) as file:
             fields, lines = _read_layout(task, split, path, lines_of(file, digest))
             collector = _Collector(task, split, path, fields, on_bad_row)
             collector.read(lines)
@@ -91,8 +94,8 @@ def read_split(task: Task, split: Split, directory: Path, on_bad_row: OnBadRow =
         raise DataError(f"cannot read {path}: {error.strerror or error}") from error
 
 
-def survey_split(task: Task, split: Split, directory: Path) -> tuple[Rows, list[int], list[tuple[int, str]]]:
-    """The rows of a split that can be read, their lines, and line and fault of each other one.
+def survey_split(task: Task, split: Split, directory: Path) -> tuple[Rows, list[tuple[int, str]]]:
+    """The rows of a split that can be read, and line and fault of each other one.
 
     Raises:
         DataError: as :func:`read_split` where it is not a single row.
@@ -100,15 +103,26 @@ def survey_split(task: Task, split: Split, directory: Path) -> tuple[Rows, list[
     path = directory / task.directory / split.file_name
     digest = hashlib.sha256()
     try:
-        with path.open("rb") as file:
+        with opened(path) as file:
             fields, lines = _read_layout(task, split, path, lines_of(file, digest))
             survey = _Survey(task, split, path, fields, "skip")
-            survey.read(survey.numbered(lines))
-        return survey.rows(digest.hexdigest()), survey.kept(), survey.faults
+            survey.read(lines)
+        return survey.rows(digest.hexdigest()), survey.faults
     except FileNotFoundError:
         raise DataError(_missing(task, split, directory)) from None
     except OSError as error:
         raise DataError(f"cannot read {path}: {error.strerror or error}") from error
+
+
+def opened(path: Path) -> BinaryIO:
+    """A file to be read from its beginning to its end.
+
+    Raises:
+        DataError: it is a device or a pipe, which may have none.
+    """
+    if path.exists() and not path.is_file() and not path.is_dir():
+        raise DataError(f"{path} is a device, a pipe or a socket; expected a file")
+    return path.open("rb")
 
 
 def lines_of(file: BinaryIO, digest: _Hash | None = None) -> Iterator[tuple[int, bytes]]:
@@ -129,15 +143,36 @@ def lines_of(file: BinaryIO, digest: _Hash | None = None) -> Iterator[tuple[int,
         yield number, line
 
 
+# What a file that is no text begins with, what it is, and what to do.
+_MAGIC = {
+    b"\x1f\x8b": "the file is compressed by gzip; unpack it: gunzip",
+    b"PK\x03\x04": "the file is a zip archive or a spreadsheet; unpack it, or save the sheet as CSV in UTF-8",
+    b"PAR1": "the file is Parquet; name it *.parquet, or say format: parquet",
+    b"\x28\xb5\x2f\xfd": "the file is compressed by Zstandard; unpack it: unzstd",
+    b"BZh9": "the file is compressed by bzip2; unpack it: bunzip2",
+    b"\xfd7zXZ": "the file is compressed by xz; unpack it: unxz",
+}
+
+
 def encoding_fault(line: bytes, fields: int | None = None) -> str | None:
     """Say where the first line gives away that a file is not UTF-8 text with line feeds, and what to do; or None.
 
     A carriage return within the line is one of its characters if the line has ``fields`` fields nevertheless.
     """
-    if line.startswith((b"\xff\xfe", b"\xfe\xff")) or 3 * line.count(b"\0") > len(line):
-        return "the file is UTF-16 (or damaged: NUL bytes), expected UTF-8; convert it: iconv -f UTF-16 -t UTF-8"
+    if fault := binary_fault(line):
+        return fault
     if b"\r" in line.removesuffix(b"\r") and line.count(b"\t") + 1 != fields:
         return "lines end in carriage returns alone, expected line feeds; convert the file: tr '\\r' '\\n'"
+    return None
+
+
+def binary_fault(line: bytes) -> str | None:
+    """Say where the first line gives away that a file is no text in UTF-8, and what to do; or None."""
+    for magic, fault in _MAGIC.items():
+        if line.startswith(magic):
+            return fault
+    if line.startswith((b"\xff\xfe", b"\xfe\xff")) or 3 * line.count(b"\0") > len(line):
+        return "the file is UTF-16 (or damaged: NUL bytes), expected UTF-8; convert it: iconv -f UTF-16 -t UTF-8"
     return None
 
 
@@ -226,6 +261,7 @@ class _Collector:
         self.texts: tuple[list[str], ...] = tuple([] for _ in split.text_columns)
         self.labels: list[str] = []
         self.index: list[str] = []
+        self.lines = array("Q")
         self.dropped = 0
         self.skipped = 0
 
@@ -252,6 +288,7 @@ class _Collector:
                 self.labels.append(label)
             for append, column in columns:
                 append(row[column].strip())
+            self.lines.append(number)
 
     def rows(self, sha256: str) -> Rows:
         """Return what was read; no row at all is an error."""
@@ -260,7 +297,7 @@ class _Collector:
             found = f"all {left_out} rows are malformed" if left_out else "no rows"
             raise DataError(f"{self.path}: {found}, expected at least one; check that the file is complete")
         labels, index = (self.labels, None) if self.split.labelled else (None, self.index)
-        return Rows(self.path, self.texts, labels, self.dropped, self.skipped, sha256, index)
+        return Rows(self.path, self.texts, labels, self.dropped, self.skipped, sha256, index, self.lines)
 
     def _wrong_fields(self, number: int, line: bytes) -> None:
         if self.split.drop_malformed:
@@ -290,17 +327,6 @@ class _Survey(_Collector):
     def __init__(self, *arguments: Any) -> None:
         super().__init__(*arguments)
         self.faults: list[tuple[int, str]] = []
-        self._numbers: list[int] = []
-
-    def numbered(self, lines: Iterator[tuple[int, bytes]]) -> Iterator[tuple[int, bytes]]:
-        for number, line in lines:
-            self._numbers.append(number)
-            yield number, line
-
-    def kept(self) -> list[int]:
-        """The lines of the rows that could be read."""
-        faulty = {number for number, _ in self.faults}
-        return [number for number in self._numbers if number not in faulty]
 
     def _wrong_fields(self, number: int, line: bytes) -> None:
         if self.split.drop_malformed:

@@ -100,14 +100,14 @@ def cache_dir() -> Path:
 
 
 def glue_directory(task: Task, source: str, glue_dir: str | None) -> Path:
-    """Return a GLUE root that holds ``task.directory``.
+    """Return a GLUE root that holds ``task.directory``; for data of one's own the current folder.
 
     ``source="sample"`` is the generated set, made in the cache on first use. ``source="glue"`` is ``glue_dir`` when
     given (MRPC may be there in its raw form: it is converted into the cache), else the cache, filled by download on
     first use. Raises :class:`UserError` for an unknown source, a folder without the task, or a failed download.
     """
     if task.own:
-        return Path("/")  # its files have absolute paths
+        return Path.cwd()  # its files have absolute paths, or the names that a converted model has
     if source not in SOURCES:
         raise DataError(f"unknown data.source {source!r}{suggest(source, SOURCES)}")
     if source == "sample":

@@ -11,7 +11,7 @@ from typing import Any, BinaryIO
 
 from lightning_glue.data.reader import encoding_fault, same_column
 from lightning_glue.errors import DataError, suggest
-from lightning_glue.tasks import Task, input_columns
+from lightning_glue.tasks import Task, half_a_character, input_columns
 
 FORMATS = ("tsv", "csv", "jsonl", "lines")
 _SUFFIXES = {".tsv": "tsv", ".csv": "csv", ".jsonl": "jsonl", ".ndjson": "jsonl", ".json": "jsonl", ".txt": "lines"}
@@ -237,10 +237,6 @@ def _json_rows(lines: Iterable[tuple[int, str, str]], name: str, layout: Layout)
                           f"{key!r} is {str(found[key])[:_SHOWN]!r}, expected a text"
                           for key in texts if not isinstance(found.get(key), str)), "")  # fmt: skip
         kept = tuple(found.get(key) if isinstance(found, dict) else None for key in keep)
-        if not fault and any(_half_a_character(found[key]) for key in texts):
+        if not fault and any(half_a_character(found[key]) for key in texts):
             fault = "a text holds half a character"
         yield TextRow(number, () if fault else tuple(found[key] for key in texts), kept, fault)
-
-
-def _half_a_character(text: str) -> bool:
-    return any("\ud800" <= character <= "\udfff" for character in text) if not text.isascii() else False

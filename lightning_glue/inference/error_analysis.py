@@ -27,6 +27,7 @@ class Rows:
     """What a model says of the rows of a split.
 
     Attributes:
+        lines: (rows,) where each stands in its file, from 1; of a Parquet file the row.
         texts: one or two columns.
         lengths: (rows,) tokens.
         outputs: (rows, classes) head outputs, finite.
@@ -35,6 +36,7 @@ class Rows:
     """
 
     task: Task
+    lines: Sequence[int]
     texts: Sequence[Sequence[str]]
     lengths: np.ndarray
     outputs: np.ndarray
@@ -68,10 +70,10 @@ def said(task: Task, values: np.ndarray) -> list[Any]:
 
 
 def table(rows: Rows) -> dict[str, list[Any]]:
-    """A column each: row (from 1), texts, label, predicted, the probability of each class, loss."""
+    """A column each: line, texts, label, predicted, the probability of each class, loss."""
     task, shares = rows.task, rows.probabilities
     predicted = rows.outputs[:, 0] if task.is_regression else shares > 0.5 if task.multilabel else shares.argmax(-1)
-    columns: dict[str, list[Any]] = {"row": list(range(1, len(rows.loss) + 1))}
+    columns: dict[str, list[Any]] = {"line": list(rows.lines)}
     columns |= {name: list(column) for name, column in zip(("text", "text_pair"), rows.texts)}
     columns |= {"label": said(task, rows.targets), "predicted": said(task, predicted)}
     columns |= {f"probability_{label}": shares[:, i].tolist() for i, label in enumerate(task.labels)}

@@ -14,6 +14,7 @@ from lightning_glue.data import tokenizer
 from lightning_glue.data.labels import LabelOrder
 from lightning_glue.data.tokenizer import Tokenizer
 from lightning_glue.errors import CheckpointError
+from lightning_glue.inference.foreign import describe, outputs_by_name, refuse_pairs_of_bert
 from lightning_glue.model import huggingface
 from lightning_glue.model.checkpoint_file import fairseq_args, reading, safe_load, weights_file
 from lightning_glue.model.pretrained import Pretrained
@@ -94,12 +95,13 @@ def _load_huggingface(folder: Path) -> FineTuned:
     """A ``*ForSequenceClassification``: what :mod:`lightning_glue.export.huggingface` wrote, or anybody's of a task.
 
     ``config.json`` says which task it is (``lightning_glue``, or ``finetuning_task`` as transformers' own scripts
-    write it), and ``id2label`` the order of its outputs.
+    write it), and ``id2label`` the order of its outputs. Where it names none, :mod:`.foreign` makes a task of it.
     """
     found = huggingface.load(folder)
     with reading(str(folder)):
-        state = _record(found)
+        state = _record(found, folder)
         task = _task(state)
+        refuse_pairs_of_bert(found, task)
         weights = _head_in_registry_order(state, task)
         start = Pretrained(found.args, found.state, found.tokenizer, found.sha256)
         with torch.random.fork_rng(devices=[]):
@@ -112,22 +114,19 @@ def _load_huggingface(folder: Path) -> FineTuned:
         return FineTuned(model.eval(), task, found.tokenizer, folder, found.sha256, _settings(state))
 
 
-def _record(found: huggingface.HuggingFace) -> dict[str, Any]:
+def _record(found: huggingface.HuggingFace, folder: Path) -> dict[str, Any]:
     """What an export of fairseq says of itself, from a folder's ``config.json``."""
     own = found.config.get("lightning_glue")
     own = own if isinstance(own, dict) else {}
-    name = own.get("task") or _task_called(str(found.config.get("finetuning_task", "")))
+    labels = outputs_by_name(found)
+    name, description = own.get("task") or _task_called(str(found.config.get("finetuning_task", ""))), ""
     if not name:
-        raise CheckpointError(
-            'its config.json does not say which task it is of: add "lightning_glue": {"task": "RTE"}, or train '
-            "with the folder as the model"
-        )
-    names = found.config.get("id2label")
-    labels = [names[key] for key in sorted(names, key=int)] if isinstance(names, dict) else []
+        said = describe(found, folder, labels)
+        name, description = said["name"], json.dumps(said)
     return {
         "model": found.state,
         "glue_task": str(name),
-        "glue_description": own.get("description", ""),
+        "glue_description": own.get("description", "") or description,
         "glue_labels": labels,
         "glue_settings": own.get("settings", {}),
     }

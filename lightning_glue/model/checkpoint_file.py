@@ -62,7 +62,7 @@ def safe_load(path: Path, *, mapped: bool = False, verified: bool = False) -> di
         zipped = _is_zip(path)
         if zipped:
             _check_records(path, sums=not verified)
-        with torch.serialization.safe_globals([*inert, dict, list, int]):
+        with torch.serialization.safe_globals([*inert, *_numbers(), dict, list, int]):
             state = torch.load(path, map_location="cpu", weights_only=True, mmap=mapped and zipped)
     except UserError:
         raise
@@ -77,6 +77,16 @@ def safe_load(path: Path, *, mapped: bool = False, verified: bool = False) -> di
     if not isinstance(state, dict):
         raise CheckpointError(f"{path} holds a {type(state).__name__}, expected a checkpoint dictionary")
     return state
+
+
+def _numbers() -> list[Any]:
+    """What a pickled number of NumPy is made of, which trainers of long ago kept among their scores."""
+    import numpy as np
+
+    scalar = np.float64(0).__reduce__()[0]
+    kinds = [type(np.dtype(kind)) for kind in ("f2", "f4", "f8", "i4", "i8", "?")]
+    names = [f"numpy.{core}.multiarray.scalar" for core in ("core", "_core")]
+    return [*((scalar, name) for name in names), np.dtype, *kinds]
 
 
 def _is_zip(path: Path) -> bool:

@@ -58,7 +58,8 @@ def _rows(config: Config, data: GlueDataModule, name: str, found: Evaluation) ->
     if not found.outputs.isfinite().all():
         raise DataError(f"{name}: an output is no number")
     loss = example_losses(task, found.outputs, found.targets, weighted=False).double().numpy()
-    return Rows(task, rows.texts, data.splits[name].lengths, found.outputs.numpy(), found.targets.numpy(), loss)
+    lengths, outputs, targets = data.splits[name].lengths, found.outputs.numpy(), found.targets.numpy()
+    return Rows(task, rows.lines, rows.texts, lengths, outputs, targets, loss)
 
 
 def write_errors(

@@ -99,6 +99,8 @@ def _prepared(files: DataConfig, task: Task, tokenizer: Tokenizer, scores: bool,
     from lightning_glue.data import reader, sources
     from lightning_glue.data.binarize import prepare
 
+    if not task.splits:
+        raise DataError(f"{task.name}: the model names no files; describe some with --data FILE.yaml, see docs/data.md")
     root = sources.glue_directory(task, files.source, files.glue_dir)
     to_score, to_predict = (
         any(reader.has_split(task, split, root) for split in splits) for splits in (task.dev, task.test)

@@ -56,6 +56,8 @@ def make_metric(task: Task, name: str) -> Any:
     if not task.is_regression:
         group, plain = _group(task, name, plain, average, known)
         options = _options(task, group)
+    if plain == "matthewscorrcoef" and not task.multilabel:
+        raise ConfigError(f"metrics: {name!r} of torchmetrics is not 0 for a constant prediction; say matthews")
     if group + plain not in known:
         raise ConfigError(f"metrics: no metric {name!r} for {_kind(task)}; {_near(task, plain)}")
     if average:
@@ -102,14 +104,20 @@ def _near(task: Task, plain: str) -> str:
 
 
 def named_value(task: Task, name: str, outputs: Tensor, targets: Tensor) -> float:
-    """A metric of probabilities and label ids, or of scores on the task's own scale; 0 where it is not a number."""
+    """A metric of probabilities and label ids, or of scores on the task's own scale; 0 where it is not a number.
+
+    Some raise where there is nothing to count: of one row, or of one class.
+    """
     if outputs.isnan().any():
         return 0.0
     metric = make_metric(task, name)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # classes without an example count as 0
-        metric.update(*_arguments(task, metric, outputs.double(), targets))
-        value = metric.compute()
+        try:
+            metric.update(*_arguments(task, metric, outputs.double(), targets))
+            value = metric.compute()
+        except (ValueError, IndexError):
+            return 0.0
     number = float(value) if isinstance(value, Tensor) and value.numel() == 1 else math.nan
     return number if math.isfinite(number) else 0.0
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,13 @@ from lightning_glue.config.description import is_description, read_description, 
 from lightning_glue.errors import UserError
 
 USUAL = {"train": "t.csv", "text": "review", "label": "stars"}
+
+
+class Table:
+    """What somebody gives in place of a path: it shows itself on two lines."""
+
+    def __str__(self) -> str:
+        return "a b\n1 2"
 
 
 @pytest.mark.parametrize(
@@ -26,6 +34,18 @@ USUAL = {"train": "t.csv", "text": "review", "label": "stars"}
         ({"header": False}, "header: false, but columns are given by name"),
         ({"text": ["a", "a"]}, "name the same column twice"),
         ({"labels": ["a", "a"]}, "labels: a, a; expected two or more, each once"),
+        ({"labels": ["", "a"]}, "labels: an empty label"),
+        ({"labels": ["a", " a "]}, "labels: a, a; expected two or more, each once"),
+        ({"labels": ["a\nb", "a"]}, "labels: label 'a\\nb' has a line break, a tab or another control character"),
+        ({"labels": ["<s>", "a"]}, "labels: label '<s>' is a symbol of fairseq's dictionaries"),
+        ({"labels": ["\ud800", "a"]}, "labels: label '\\ud800' holds half a character"),
+        ({"class_weights": {"a": True}}, "YAML reads yes, no, true and false as truth values"),
+        ({"train": ""}, "'' is no path of a file"),
+        ({"train": "a\0b.csv"}, "'a\\x00b.csv' is no path of a file"),
+        ({"train": "https://ann:pw@example.org/t.csv"}, "https://ann:***@example.org/t.csv is an address; expected a"),
+        ({"train": ["t.csv"]}, "train=['t.csv']; expected a text"),
+        ({"train": Table()}, "train=a b; expected a text"),
+        ({"dev": {"a": "d.csv", "dev_a": "e.csv"}}, "dev: 'dev_a' is dev_a too; give each file a name of its own"),
         ({"labels": [True, False]}, "labels: YAML reads yes, no, true and false as truth values; put them into quotes"),
         ({"labels": ["a", "b"], "kind": "regression"}, "labels: a regression has none"),
         ({"range": [0, 1]}, "range: only a regression has one"),
@@ -70,10 +90,22 @@ def test_paths_are_relative_to_the_file_and_splits_have_names(tmp_path: Path) ->
     assert (own.texts, own.labels, own.class_weights) == (["a", "b"], ["1", "0"], {"1": 2.0})
 
 
+def test_a_path_that_goes_up_from_behind_a_link_is_the_systems(tmp_path: Path) -> None:
+    (tmp_path / "data/films").mkdir(parents=True)
+    (tmp_path / "data/films/films.yaml").write_text("train: ../t.csv\ntext: a\nlabel: b\n")
+    (tmp_path / "data/t.csv").write_text("")
+    (tmp_path / "link").symlink_to(tmp_path / "data/films")
+    own = read_description(tmp_path / "link/films.yaml")
+    assert Path(own.train).resolve() == tmp_path / "data/t.csv"
+    assert read_description(tmp_path / "data/films/films.yaml").train == str(tmp_path / "data/t.csv")
+
+
 @pytest.mark.parametrize(
     ("content", "message"),
     [
         (b"train: [", "is no YAML"),
+        (b"train: t.csv\n\ttext: a\n", "x.yaml:2 is no YAML: found character"),
+        (b"train: t.csv\ntext: a\nlabel: b\ntext: c\n", "x.yaml:4: 'text' stands in line 2 already"),
         (b"- a\n- b\n", "holds no description: expected keys such as train, text and label"),
         (b"", "holds no description"),
         (b"train: \xff", "is no YAML"),
@@ -94,6 +126,10 @@ def test_the_data_themselves_and_a_missing_file_are_told_apart(tmp_path: Path) -
         read_description(tmp_path / "t.csv")
     with pytest.raises(UserError, match=r"--data .*x\.yaml: No such file"):
         read_description(tmp_path / "x.yaml")
+    os.mkfifo(tmp_path / "pipe.yaml")
+    for name in ("pipe.yaml", "."):
+        with pytest.raises(UserError, match=r"--data .* is no file; expected glue, sample, or a description's file"):
+            read_description(tmp_path / name)
     assert not any(is_description(data) for data in (None, "glue", "sample", "smaple"))
     assert all(is_description(data) for data in ("x.yaml", "a/b"))
 

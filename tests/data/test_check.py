@@ -10,6 +10,7 @@ from helpers.project import run
 from lightning_glue.config.description import read_description
 from lightning_glue.data.check import Report, check, grouped, tables
 from lightning_glue.data.own import resolve
+from lightning_glue.data.own_rows import read_own_split
 from lightning_glue.data.tokenizer import load_tokenizer
 from lightning_glue.tasks import TASKS, described_task
 
@@ -80,6 +81,43 @@ def test_tokens_are_those_of_a_training(description: Path, bpe_dir: Path) -> Non
     prepared = prepare(task, Path("/"), encoder, description.parent / "cache", "skip")
     train = load_split(task, task.train, prepared.directory, 10**6)
     assert checked(description, bpe_dir).splits[0].tokens.tolist() == train.lengths.tolist()
+
+
+def test_a_file_that_two_splits_share_is_checked_as_it_is_read(tmp_path: Path, bpe_dir: Path) -> None:
+    rows = [("never closed" if i == 30 else f"film {i}", "good" if i % 3 else "bad") for i in range(40)]
+    lines = [f"{text},{label}\n" for text, label in rows]
+    (tmp_path / "films.csv").write_text("review,stars\n" + "".join(lines) + "no label\n")
+    said = {"train": str(tmp_path / "films.csv"), "text": "review", "label": "stars"}
+    task = described_task(resolve(read_description(said)))
+    report = check(task, Path("/"), load_tokenizer("gpt2", str(bpe_dir)), 64)
+    for one in report.splits:
+        read = read_own_split(task, one.split, "skip")
+        assert (one.lines.tolist(), one.labels) == (list(read.lines), read.labels)
+        assert [lines[line - 2].split(",")[0] for line in one.lines] == read.texts[0]
+    assert report.counts == {("fault", "train fault"): 1}
+    (tmp_path / "films.csv").write_text("review,stars\n" + "".join(lines) + '"never closed,bad\n')
+    report = check(task, Path("/"), load_tokenizer("gpt2", str(bpe_dir)), 64)
+    assert {finding.text.partition(": ")[2] for finding in report.findings if finding.severity == "fault"} == {
+        "a quote is opened in this row and never closed"
+    }
+
+
+def test_of_very_many_findings_all_are_counted_and_the_first_are_kept(tmp_path: Path, bpe_dir: Path) -> None:
+    rows = "".join(f"the same,{label}\n" for label in ["a", "A\u200b", "nan"] * 500)
+    (tmp_path / "t.csv").write_text("x,y\n" + rows, encoding="utf-8")
+    said = {"train": str(tmp_path / "t.csv"), "dev": str(tmp_path / "t.csv"), "text": "x", "label": "y"}
+    task = described_task(resolve(read_description(said)))
+    report = check(task, Path("/"), load_tokenizer("gpt2", str(bpe_dir)), 64)
+    assert report.counts == {
+        ("warning", "train duplicate"): 499, ("warning", "dev duplicate"): 499, ("warning", "train conflict"): 1000,
+        ("warning", "dev conflict"): 1000, ("warning", "dev leak"): 1500, ("warning", "train labels"): 2,
+    }  # fmt: skip
+    assert len(report.findings) == 2 * 499 + 2 * 1000 + 1000 + 2
+    alike = [finding.text for finding in report.findings if finding.kind == "train labels"]
+    assert alike == [
+        r"labels 'A\u200b' and 'a' look alike: are they two classes?",
+        "the label 'nan' is a class here: does it stand for a missing value?",
+    ]
 
 
 def test_glues_files_are_checked_alike(tmp_path: Path, bpe_dir: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import gzip
 import io
 import json
 from pathlib import Path
@@ -100,7 +101,7 @@ def test_a_rows_number_is_that_of_its_first_line_and_blank_lines_at_the_end_are_
         ("csv", b"text,label\nx,a\n\ny,b\n", 3, "found a blank line, expected 2"),
         ("csv", b'text,label\nx,a\n"y"z,b\nz,c\n', 3, "no CSV: ',' expected after '\"'"),
         ("csv", b"text,label\nx,a\ncaf\xe9,b\n", 3, "invalid UTF-8 at byte 4 of the line"),
-        ("csv", b"text,label\nx,a\na\rb,b\n", 3, "no CSV: new-line character seen in unquoted field"),
+        ("csv", b"text,label\nx,a\na\rb,b\n", 3, "no CSV: a carriage return that ends no line stands outside"),
         ("tsv", b"text\tlabel\nx\ta\ny\n", 3, "found 1 fields, expected 2"),
         ("tsv", b"text\tlabel\nx\ta\n\xff\tb\n", 3, "invalid UTF-8 at byte 1"),
         ("jsonl", b'{"text": "x", "label": 1}\n{"text": "y"\n', 2, "no JSON: Expecting"),
@@ -135,6 +136,17 @@ def test_a_faulty_row_is_named_and_the_others_are_read(
         ("csv", "text,label\nx,a\n".encode("utf-16"), "x.csv:1: the file is UTF-16"),
         ("csv", b"text,label\rx,a\ry,b\r", "x.csv:1: lines end in carriage returns alone"),
         ("csv", b"te\xe9xt,label\nx,a\n", "x.csv:1: invalid UTF-8"),
+        ("csv", b'"text","label"\r"x","a"\r', "x.csv:1: lines end in carriage returns alone"),
+        ("csv", '"text","label"\nx,a\n'.encode("utf-16-le"), "x.csv:1: the file is UTF-16"),
+        ("csv", b"\ntext,label\nx,a\n", "x.csv:1: a blank line, expected the names of the columns"),
+        ("csv", b"text;label\nx;a\n", "x.csv:1: no column 'text', but fields seem to be separated by ';'"),
+        ("csv", b'"text"\t"label"\nx\ta\n', "x.csv:1: no CSV"),
+        ("csv", b"text\tlabel\nx\ta\n", "x.csv:1: no column 'text', but fields seem to be separated by tabs"),
+        ("tsv", b"text,label\nx,a\n", "x.tsv:1: no column 'text', but fields seem to be separated by commas"),
+        ("csv", gzip.compress(b"text,label\nx,a\n"), "x.csv:1: the file is compressed by gzip; unpack it: gunzip"),
+        ("jsonl", b"PK\x03\x04\x14\x00\x06\x00", "x.jsonl:1: the file is a zip archive or a spreadsheet"),
+        ("tsv", b"PAR1\x15\x04\n", "x.tsv:1: the file is Parquet; name it *.parquet, or say format: parquet"),
+        ("jsonl", b'{\n  "text": "x",\n  "label": 1\n}\n', "x.jsonl:1: an object over several lines; expected one"),
         ("tsv", "text\tlabel\nx\ta\n".encode("utf-16-be"), "x.tsv:1: the file is UTF-16"),
         ("jsonl", b'[\n{"text": "x", "label": 1}\n]\n', "x.jsonl:1: a JSON array; expected JSON lines"),
         ("parquet", b"PAR1 is not all of it", "x.parquet is no Parquet file that can be read"),

@@ -3,11 +3,17 @@
 from __future__ import annotations
 
 import json
+import math
 import os
+import re
+from datetime import datetime
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet
 import pytest
 
 from lightning_glue.config import compose, flatten, identity, task_of, unflatten
@@ -74,6 +80,10 @@ def test_a_value_of_json_is_the_name_that_it_is_written_as(tmp_path: Path) -> No
         (["a", "<pad>"] * 4, {}, "t.csv:3: label '<pad>' is a symbol of fairseq's dictionaries"),
         (["", ""] * 4, {}, "t.csv:2: no label, and so every row; expected at least one with a text and a label"),
         (["good"] * 4, {"kind": "regression"}, "t.csv:2: label 'good' is not a number"),
+        ([1e35, 1, 2], {"kind": "regression"}, "label: 'stars' has numbers of 1e+30 and more, too large"),
+        (["a", "b"] * 4, {"class_weights": {"a": 0, "b": 0}}, "class_weights: all are 0, so nothing would be learned"),
+        (["a", "b"] * 4, {"dev": "/dev/zero", "format": "csv"}, "dev: /dev/zero is no file; see dev"),
+        (["a", "b"] * 4, {"dev": "."}, "is no file; see dev"),
         (["a", "b"] * 4, {"class_weights": {"c": 2}}, "class_weights: 'c' is no label; expected a, b"),
         (["a", "b"] * 4, {"dev": "gone.csv"}, "gone.csv: No such file or directory; see dev"),
         (["a", "b"] * 4, {"dev": "t.dat"}, "tells no format; say format: tsv, csv, jsonl or parquet"),
@@ -86,6 +96,34 @@ def test_labels_that_cannot_be_meant(labels: list[Any], keys: dict[str, Any], me
         resolved(tmp_path, labels, **keys)
     assert message in str(error.value)
     assert "\n" not in str(error.value)
+
+
+def test_a_label_that_json_or_parquet_holds_and_no_file_of_text_can(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"t\.jsonl:2: label 'b.ud800' holds half a character"):
+        resolved(tmp_path, ["a", "b\ud800"] * 4, "t.jsonl")
+    with pytest.raises(ConfigError, match=r"has the label 'a' .*besides what cannot be read .*:2: no label .NaN"):
+        resolved(tmp_path, ["a", math.nan] * 4, "t.jsonl", kind="classes")
+    for column, keys, expected in (
+        ([Decimal("1.5"), Decimal("2.5"), None], {"kind": "regression"}, [1.5, 2.5]),
+        ([Decimal("1.5"), Decimal("2.5"), None], {}, "holds numbers such as 1.5; say kind"),
+        ([datetime(2020, 1, 1)], {}, "row 1: label '2020-01-01 00:00:00' is a datetime, neither a text nor a number"),
+    ):
+        pyarrow.parquet.write_table(pa.table({"x": ["t"] * len(column), "y": column}), tmp_path / "t.parquet")
+        said = {"train": str(tmp_path / "t.parquet"), "text": "x", "label": "y", **keys}
+        if isinstance(expected, list):
+            assert resolve(read_description(said))["range"] == expected
+            continue
+        with pytest.raises(UserError, match=re.escape(expected)):
+            resolve(read_description(said))
+
+
+def test_a_header_is_no_row(tmp_path: Path) -> None:
+    """Columns by their positions, in a file that names them."""
+    (tmp_path / "t.csv").write_text("review,stars\n" + "x,good\ny,bad\n" * 4)
+    said = {"train": str(tmp_path / "t.csv"), "text": 0, "label": 1}
+    with pytest.raises(ConfigError, match=r"t\.csv:1: the label 'stars' stands in no other line: is that a header\?"):
+        resolve(read_description(said))
+    assert resolve(read_description({**said, "header": False}))["labels"] == ["bad", "good", "stars"]
 
 
 def test_weights_follow_from_the_counts(tmp_path: Path) -> None:
@@ -141,6 +179,9 @@ def test_a_faulty_row_stops_or_is_skipped_and_a_test_row_always_stops(tmp_path: 
     with pytest.raises(DataError, match=r"d\.csv:4: label 'other' is not one of a, b; .*labels: of the description"):
         prepared(said, tmp_path, bpe_dir)
     with pytest.raises(DataError, match=r"e\.csv:3: index '5' stands in row 2 already; predictions go by index"):
+        prepared(said, tmp_path, bpe_dir, "skip")
+    write(tmp_path, "e.csv", [('"a\tb"', "x")], "id,review")
+    with pytest.raises(DataError, match=r"e\.csv:2: index 'a.tb' has a line break, a tab or another control character"):
         prepared(said, tmp_path, bpe_dir, "skip")
     write(tmp_path, "e.csv", [(5, "x"), ("k", "y")], "id,review")
     _, found = prepared(said, tmp_path, bpe_dir, "skip")

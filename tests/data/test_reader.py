@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lightning_glue.data.reader import has_split, read_split
+from lightning_glue.data.reader import has_split, read_split, survey_split
 from lightning_glue.errors import UserError
 from lightning_glue.tasks import TASKS, TRAINABLE
 
@@ -374,6 +374,17 @@ def test_folder_in_place_of_file(tmp_path) -> None:
 
     with pytest.raises(UserError, match="cannot read .*train.tsv: Is a directory"):
         read(tmp_path, "RTE", "train")
+
+
+def test_a_device_or_a_pipe_is_no_file(tmp_path) -> None:
+    (tmp_path / "RTE").mkdir()
+    os.mkfifo(tmp_path / "RTE" / "dev.tsv")
+    (tmp_path / "RTE" / "train.tsv").symlink_to("/dev/zero")
+    for split in ("train", "dev"):
+        with pytest.raises(UserError, match=f"{split}.tsv is a device, a pipe or a socket; expected a file"):
+            read(tmp_path, "RTE", split)
+        with pytest.raises(UserError, match="is a device"):
+            survey_split(TASKS["RTE"], TASKS["RTE"].split(split), tmp_path)
 
 
 @pytest.mark.skipif(shutil.which("awk") is None, reason="awk is not installed")

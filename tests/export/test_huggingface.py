@@ -19,6 +19,8 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer, pipe
 
 import lightning_glue as lg
 from lightning_glue import config, convert
+from lightning_glue.config import compose
+from lightning_glue.data.own import data_of_call
 from lightning_glue.data.tokenizer import Tokenizer, load_tokenizer
 from lightning_glue.errors import UserError
 from lightning_glue.export import fairseq, huggingface
@@ -26,7 +28,8 @@ from lightning_glue.inference.finetuned import FineTuned, load_fine_tuned
 from lightning_glue.inference.text_model import Model
 from lightning_glue.model.pretrained import Pretrained, load_pretrained
 from lightning_glue.model.roberta import HEAD, build_model
-from lightning_glue.tasks import TASKS, Task
+from lightning_glue.tasks import TASKS, Task, described_task
+from lightning_glue.training import evaluation
 from lightning_glue.training.card_facts import of_model
 
 TINY = config.compose(model="tiny").model.architecture
@@ -155,8 +158,47 @@ def test_a_classifier_of_somebody_else(small: Tokenizer, tmp_path: Path) -> None
     with pytest.raises(UserError, match="its 'glue_labels' are .*LABEL_0.*expected RTE's: entailment, not_entailment"):
         load_fine_tuned(folder)
     change(folder, finetuning_task=None)
-    with pytest.raises(UserError, match="does not say which task it is of"):
-        load_fine_tuned(folder)
+    assert load_fine_tuned(folder).task.labels == ("LABEL_0", "LABEL_1")
+
+
+@pytest.mark.parametrize("form", ["hf", "fairseq"])
+def test_of_ones_own_files_only_the_names_travel(form: str, small: Tokenizer, tmp_path: Path) -> None:
+    (tmp_path / "secret").mkdir()
+    (tmp_path / "secret/films.csv").write_text("review,stars\n" + "fine,good\ndull,bad\n" * 9)
+    said = data_of_call(None, train=tmp_path / "secret/films.csv", text="review", label="stars")
+    settings = {"data.source": "own", "data.max_tokens": 512, "GLUE_DIR": str(tmp_path), "data.glue_dir": "/ann"}
+    model = replace(fine_tuned(described_task(said), small), settings=settings)
+    folder = written(model, form, tmp_path / "out")
+    for path in folder.rglob("*"):
+        assert not path.is_file() or str(tmp_path).encode() not in path.read_bytes(), path
+    again = load_fine_tuned(folder)
+    assert again.settings == {"data.source": "own", "data.max_tokens": 512}
+    assert [split.path for split in again.task.splits] == ["films.csv", "films.csv"]
+    torch.testing.assert_close(Model(again).outputs([TEXTS]), Model(model).outputs([TEXTS]))
+
+
+def test_a_converted_model_is_scored_where_its_files_are_or_on_others(
+    small: Tokenizer, tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "films.csv").write_text("review,stars\n" + "".join(f"fine {i},good\ndull {i},bad\n" for i in range(9)))
+    said = data_of_call(None, train=tmp_path / "films.csv", text="review", label="stars")
+    folder = written(fine_tuned(described_task(said), small), "hf", tmp_path / "elsewhere/out")
+    config = compose(["trainer.gpus=0"])
+
+    def rows(data: str | None = None) -> dict[str, int]:
+        loaded = evaluation.load(str(folder), config, set(), None, data)
+        loaded.data.prepare_data()
+        return {name: info.rows for name, info in loaded.data.prepared.splits.items()}
+
+    monkeypatch.chdir(tmp_path)
+    assert rows() == {"dev": 2}
+    (tmp_path / "new.yaml").write_text("train: films.csv\ndev: films.csv\ntext: review\nlabel: stars\n")
+    assert rows("new.yaml") == {"dev": 18}
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    with pytest.raises(
+        UserError, match=r"no file films\.csv; the model knows it by its name alone: go to its folder, or"
+    ):
+        rows()
 
 
 def test_an_architecture_without_a_counterpart_is_refused(small: Tokenizer, tmp_path: Path) -> None:

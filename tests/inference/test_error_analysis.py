@@ -22,7 +22,8 @@ MANY = Task("own", ("ä b", "c", "d"), ("f1",), None, (), (), multilabel=True)
 def rows(task: Task, outputs: list, targets: list, texts: list | None = None) -> Rows:
     found, true = np.array(outputs, dtype=np.float32), np.array(targets)
     columns = texts or [[f"text {i}" for i in range(len(true))]] * task.num_texts
-    return Rows(task, columns, np.arange(1, len(true) + 1), found, true, np.arange(len(true), dtype=float))
+    lines, lengths = range(11, 11 + len(true)), np.arange(1, len(true) + 1)
+    return Rows(task, lines, columns, lengths, found, true, np.arange(len(true), dtype=float))
 
 
 def right(outputs: np.ndarray, targets: np.ndarray) -> float:
@@ -58,10 +59,10 @@ def test_worst_confident_and_slices() -> None:
     found = rows(TASKS["SST-2"], [[4, 0], [0, 4], [0.2, 0], [0, 9]], [0, 0, 1, 1],
                  [["fine", "it does n't work", "never", "long " * 900]])  # fmt: skip
     page = analyse(found, right, 2.0)
-    assert page["columns"] == ["row", "text", "label", "predicted", "probability_0", "probability_1", "loss"]
-    assert [row[0] for row in page["worst"]] == [4, 3, 2, 1]
+    assert page["columns"] == ["line", "text", "label", "predicted", "probability_0", "probability_1", "loss"]
+    assert [row[0] for row in page["worst"]] == [14, 13, 12, 11]
     assert len(page["worst"][0][1]) == 2000
-    assert [row[0] for row in page["confident"]] == [2, 3]
+    assert [row[0] for row in page["confident"]] == [12, 13]
     parts = {one["slice"]: one for one in page["slices"]}
     assert (parts["all"]["rows"], parts["all"]["metric"]) == (4, 0.5)
     assert (parts["negation"]["rows"], parts["negation"]["right"]) == (2, 0.0)

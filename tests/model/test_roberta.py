@@ -19,6 +19,7 @@ import pytorch_lightning as pl
 import torch
 from fairseq.criterions.sentence_prediction import SentencePredictionConfig, SentencePredictionCriterion
 from helpers.batches import packed
+from omegaconf import OmegaConf
 from torch.utils.data import DataLoader
 
 from lightning_glue import config
@@ -323,6 +324,36 @@ def test_an_old_fairseq_checkpoint_loads_and_code_does_not(bpe_dir: Path, tmp_pa
     with pytest.raises(UserError, match=r"bomb\.pt is damaged or holds more than tensors"):
         safe_load(tmp_path / "bomb.pt")
     assert not (tmp_path / "exploded").exists()
+
+
+@pytest.mark.parametrize("form", ["fused", "half", "hydra", "numpy"])
+def test_checkpoints_of_every_age_are_the_same_model(form: str, bpe_dir: Path, tmp_path: Path) -> None:
+    """One matrix for queries, keys and values; half precision; cfg of OmegaConf; numbers of NumPy among the scores."""
+    source = build_model(tiny(bpe_dir), 2, {}).half().float()
+    arguments = {"max_positions": 512, **config.compose(model="tiny").model.architecture}
+    saved: dict[str, Any] = {"args": Namespace(arch="roberta_base", lr=None, **arguments), "model": source.state_dict()}
+    if form == "fused":
+        state = {name.replace(".layernorm_embedding.", ".emb_layer_norm."): x for name, x in saved["model"].items()}
+        for name in [name for name in state if ".q_proj." in name]:
+            parts = [state.pop(name.replace(".q_proj.", f".{one}_proj.")) for one in "qkv"]
+            state[name.replace(".q_proj.", ".in_proj_")] = torch.cat(parts)
+        saved["model"] = state
+    if form == "half":
+        saved["model"] = {name: x.half() for name, x in saved["model"].items()}
+    if form == "hydra":
+        saved |= {"args": None, "cfg": OmegaConf.create({"model": {"_name": "roberta", "lr": None, **arguments}})}
+    if form == "numpy":
+        saved["extra_state"] = {"best": np.float64(0.5), "val_loss": np.float32(1), "epoch": np.int64(3)}
+    torch.save(saved, tmp_path / "model.pt")
+    start = load_pretrained(str(tmp_path / "model.pt"), "gpt2", str(bpe_dir), {})
+    model = build_model(start, 2, {})
+    for name, tensor in source.encoder.state_dict().items():
+        assert torch.equal(tensor, model.encoder.state_dict()[name]), name
+    if form == "numpy":
+        assert safe_load(tmp_path / "model.pt")["extra_state"] == {"best": 0.5, "val_loss": 1.0, "epoch": 3}
+        torch.save({"model": np.array([print], dtype=object)}, tmp_path / "array.pt")
+        with pytest.raises(UserError, match="is damaged or holds more than tensors"):
+            safe_load(tmp_path / "array.pt")
 
 
 @pytest.mark.parametrize("zipped", [True, False])

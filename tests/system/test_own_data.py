@@ -98,6 +98,7 @@ def test_the_run_says_what_it_was_made_from(films: Path, monkeypatch: pytest.Mon
     with open(films / "train.csv", encoding="utf-8", newline="") as file:
         written = {(title, review): stars for stars, title, review in list(csv.reader(file))[1:]}
     assert len(errors["label"]) == 12
+    assert errors["line"] == [2 + 2 * int(title.split()[1]) for title in errors["text"]]  # each has two lines
     assert [written[pair] for pair in zip(errors["text"], errors["text_pair"])] == errors["label"]
 
     card = (artifacts(films) / "fairseq/README.md").read_text()

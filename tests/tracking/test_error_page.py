@@ -14,7 +14,9 @@ from lightning_glue.tracking.error_page import error_page
 def test_whatever_comes_from_data_is_escaped_and_nothing_is_loaded() -> None:
     evil = "</td><script>alert(1)</script>&<img src=http://x>"
     task = Task(evil, (evil, "b"), ("accuracy",), None, (), ())
-    rows = Rows(task, [[evil, "a"]], np.array([3, 4]), np.array([[0.0, 3], [2, 0]]), np.array([0, 1]), np.ones(2))
+    rows = Rows(
+        task, [2, 3], [[evil, "a"]], np.array([3, 4]), np.array([[0.0, 3], [2, 0]]), np.array([0, 1]), np.ones(2)
+    )
     split = analyse(rows, lambda outputs, targets: 0.5, 1.5)
     analysis = {"task": evil, "metric": evil, "temperature": 1.5, "splits": {evil: split},
                 "phenomena": [{"phenomenon": evil, "rows": 1, "matthews": 0.0}]}  # fmt: skip

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import errno
+import os
 import resource
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -38,3 +40,19 @@ def test_a_checkpoint_that_cannot_be_written_says_what_there_is_to_go_on_with(
     with files_of_at_most(1000), pytest.raises(CheckpointError, match=message):
         io.save_checkpoint(checkpoint, last)
     assert last.read_bytes() == whole
+
+
+def test_where_a_file_has_no_second_name_it_is_copied(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on shares of Windows, which no link of this machine shows."""
+    from lightning_glue.tracking import mirror
+    from lightning_glue.training import checkpoints
+
+    def link(*names: object) -> None:
+        raise PermissionError(errno.EPERM, "Operation not permitted")
+
+    monkeypatch.setattr(os, "link", link)
+    (tmp_path / "a").write_text("one")
+    checkpoints._link(tmp_path / "a", tmp_path / "b")
+    assert mirror._fix(tmp_path / "a", tmp_path / "c") == tmp_path / "c"
+    (tmp_path / "a").write_text("other")
+    assert {path.name: path.read_text() for path in tmp_path.iterdir()} == {"a": "other", "b": "one", "c": "one"}

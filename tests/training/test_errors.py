@@ -47,6 +47,8 @@ def test_dev_predictions_worst_rows_and_the_analysis(run: lg.Run) -> None:
     for split in MNLI.dev:
         found = pq.read_table(folder / f"{split.name}.parquet").to_pydict()
         rows = read_split(MNLI, split, _root(run))
+        lines = (_root(run) / "MNLI" / split.file_name).read_text().splitlines()
+        assert all(text in lines[line - 1].split("\t") for line, text in zip(found["line"], found["text"]))
         assert (found["text"], found["text_pair"], found["label"]) == (*rows.texts, rows.labels)
         right = sum(a == b for a, b in zip(found["label"], found["predicted"])) / len(rows)
         assert right == pytest.approx(run.metrics[f"{split.name}/accuracy"])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 
 import pytest
 import torch
@@ -13,6 +14,7 @@ from sklearn import metrics as sklearn_metrics
 from lightning_glue.errors import ConfigError
 from lightning_glue.tasks import Split, Task
 from lightning_glue.training.metrics import check_metrics, compute, majority_value
+from lightning_glue.training.named_metrics import _classes
 
 
 def task(labels: int, *names: str, multilabel: bool = False) -> Task:
@@ -77,6 +79,24 @@ def test_probabilities_and_scores_are_what_torchmetrics_gets() -> None:
     assert compute(of, torch.full((50, 1), torch.nan), truth) == {"r2_score": 0.0, "mae": 0.0, "pearson": 0.0}
 
 
+@pytest.mark.parametrize("classes", [0, 2, 3])
+def test_every_metric_is_a_number_of_one_row_and_of_one_class(classes: int) -> None:
+    """Whatever torchmetrics' own say of it: of a constant prediction none that corrects for chance is above 0."""
+    corrected = {"matthews", "cohenkappa"}
+    for name in {*_classes(classes == 0), *corrected, "r2_score", "auroc"}:
+        of = task(classes, name)
+        try:
+            check_metrics(of)
+        except ConfigError:
+            continue
+        outputs = torch.tensor([[0.4]] * 5) if not classes else torch.eye(classes)[[1] * 5] * 3
+        for targets in ([1], [0], [1] * 5, [0] * 5, [1, 0, 1, 1, 0]):
+            truth = torch.tensor(targets) if classes else torch.tensor(targets) / 2
+            value = compute(of, outputs[: len(targets)], truth)[name]
+            assert math.isfinite(value), name
+            assert value <= 0 or not any(one in name for one in corrected), name
+
+
 def test_the_majority_of_several_labels_is_the_most_frequent_one_for_every_example() -> None:
     targets = torch.tensor([[1.0, 1, 0], [0, 1, 0], [0, 0, 0]])
     predicted = [[0, 1, 0]] * 3
@@ -108,6 +128,8 @@ def test_metrics_that_can_be_used(good: Task) -> None:
         (task(0, "accuracy"), "no metric 'accuracy' for a regression"),
         (task(0, "pearson", "f1_macro"), "no metric 'f1_macro' for a regression"),
         (task(3, "auroc_micro"), "'auroc_micro' cannot be used"),
+        (task(2, "matthews_corrcoef"), "'matthews_corrcoef' of torchmetrics is not 0 for a constant prediction; say"),
+        (task(2, "accuracy", "BinaryMatthewsCorrCoef"), "is not 0 for a constant prediction; say matthews"),
         (task(3, "matthews", multilabel=True), "no metric 'matthews' for any number of labels; "),
     ],
 )
