@@ -6,7 +6,6 @@ import base64
 import dataclasses
 import functools
 import hashlib
-import os
 import tarfile
 import threading
 import zipfile
@@ -349,9 +348,9 @@ def test_mirror_must_be_an_address(monkeypatch) -> None:
         glue_directory(TASKS["RTE"], "glue", None)
 
 
-def test_given_bpe_files_have_the_published_digests() -> None:
-    given = os.environ.get("ROBERTA_BPE_DIR")
-    if not given:
+def test_given_bpe_files_have_the_published_digests(request: pytest.FixtureRequest) -> None:
+    given = request.config.real_bpe
+    if given is None:
         pytest.skip("ROBERTA_BPE_DIR is not set: no real BPE files to check")
     for remote in sources.BPE:
-        assert hashlib.sha256((Path(given) / remote.name).read_bytes()).hexdigest() == remote.sha256
+        assert hashlib.sha256((given / remote.name).read_bytes()).hexdigest() == remote.sha256
