@@ -50,6 +50,7 @@ _Request = dict[str, Any]
 def preload() -> None:
     import logging
 
+    gc.disable()
     root = logging.getLogger()
     handlers, level = list(root.handlers), root.level
     logging.disable(logging.INFO)
@@ -59,6 +60,7 @@ def preload() -> None:
     root.handlers[:], root.level = handlers, level  # fairseq configures it
     gc.collect()
     gc.freeze()  # the children do not copy what they never touch
+    gc.enable()
 
 
 def send(connection: socket.socket, request: _Request, files: list[int]) -> None:

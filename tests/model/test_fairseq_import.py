@@ -61,6 +61,7 @@ def test_the_command_installs_what_the_project_installs() -> None:
     assert named == set(DISTRIBUTIONS)
 
 
+@pytest.mark.torture
 def test_importing_the_model_leaves_logging_as_it_was() -> None:
     code = """
 import logging

@@ -62,6 +62,7 @@ def test_a_soup_of_runs(trained: Trained, tmp_path: Path) -> None:
     assert len(lg.load(tmp_path / "soup").predict(["A man sleeps."], ["Somebody is asleep."]).labels) == 1
 
 
+@pytest.mark.torture
 def test_runs_of_several_tasks_are_no_soup(trained: Trained, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="a soup of MNLI, RTE; expected runs of one task"):
         greedy_soup([trained.mnli.id, trained.rte[0].id], trained.uri, tmp_path)

@@ -335,6 +335,7 @@ train.main()
     assert "no such luck" in next((tmp_path / "mlruns").rglob("traceback.txt")).read_text()
 
 
+@pytest.mark.torture
 def test_a_training_that_diverges_ends_early_and_says_so(cache: Path, bpe_dir: Path, tmp_path: Path) -> None:
     arguments = ["--task", "WNLI", *TINY, *SHORT, "trainer.max_epochs=30", "optimizer.lr=1e30"]
     result = run("lightning_glue.train", *arguments, cwd=tmp_path, check=False, ROBERTA_BPE_DIR=str(bpe_dir))

@@ -33,7 +33,7 @@ OPTIONS: dict[str, list[Any]] = {
 }
 TABLE = rows(OPTIONS)
 DROPPING = next(row for row in TABLE if (row["model"], row["trainer.procs"]) == ("LayerDrop", 2))
-CHEAP = [TABLE[0], DROPPING]  # in `make test`
+CHEAP = [DROPPING]  # in `make test`
 
 
 def name_of(row: dict[str, Any]) -> str:

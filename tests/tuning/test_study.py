@@ -41,7 +41,7 @@ def quiet_and_elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
     monkeypatch.setenv("PYTHONPATH", f"{ROOT}:{ROOT / 'tests'}")
 
 
-@pytest.fixture(params=["sqlite", torture("journal")])
+@pytest.fixture(params=["journal", torture("sqlite")])
 def storage(request: pytest.FixtureRequest, tmp_path: Path) -> str:
     return f"sqlite:///{tmp_path / 'study.db'}" if request.param == "sqlite" else str(tmp_path / "study.journal")
 
@@ -215,7 +215,7 @@ def work_together(storage: str, name: str, total: int, controllers: int) -> list
     return [trial for trial in trials if trial.state == TrialState.COMPLETE]
 
 
-@pytest.mark.parametrize("kind", ["sqlite", torture("journal"), torture("postgresql")])
+@pytest.mark.parametrize("kind", ["journal", torture("sqlite"), torture("postgresql")])
 def test_controllers_that_raise_the_number_of_trials_at_once_get_exactly_that(
     kind: str, tmp_path: Path, request: pytest.FixtureRequest
 ) -> None:

@@ -68,6 +68,7 @@ def test_two_controllers_write_one_run(folder: Path) -> None:
     assert "figures/history.png" in [item.path for item in client.list_artifacts(found.info.run_id, "figures")]
 
 
+@pytest.mark.torture
 def test_a_search_without_its_server_is_delivered_later(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SLURM_PROCID", "3")  # one controller per task: each leads its own
     study = share(str(folder / "study.journal"), "away", 1)
