@@ -267,7 +267,8 @@ def test_few_trials_wait_however_many_are_to_come(storage: str) -> None:
     assert len(study.trials(TrialState.WAITING)) == AHEAD
 
 
-def test_a_study_is_known_by_its_id_not_by_its_name(tmp_path: Path) -> None:
+def test_a_study_is_known_by_its_id_not_by_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("lightning_glue.tuning.study._STANDSTILL_SECONDS", 0.5)
     dead, new = (share(str(tmp_path / f"{name}.journal"), "same", 1) for name in ("dead", "new"))
     assert dead.id != new.id
     assert share(str(tmp_path / "new.journal"), "same", 1).id == new.id
