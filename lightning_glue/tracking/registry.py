@@ -223,7 +223,9 @@ def _new_version(client: MlflowClient, name: str, run: Run, task: Task) -> Model
     tags |= {f"{_DATA}{split}": digest for split, digest in dataset_digests(run).items()}
     tags[_SCORE] = repr(selection_value(run, task))
     source = f"{run.info.artifact_uri}/{_EXPORT}"
-    made = client.create_model_version(name, source, run.info.run_id, tags, description=_describe(client, run, task))
+    described = _describe(client, run, task)
+    # The version is there when the call returns; to wait for it would be said on the terminal.
+    made = client.create_model_version(name, source, run.info.run_id, tags, description=described, await_creation_for=0)
     first = _version_of(client, name, run.info.run_id) or made
     if first.version != made.version:  # another process registered the same run just now
         client.delete_model_version(name, made.version)
