@@ -23,6 +23,7 @@ from typing import Any
 import numpy as np
 import torch
 from common import BASE, describe_machine, versions
+from records import keep
 
 from lightning_glue.data.text_stream import TextRow
 from lightning_glue.data.tokenizer import Tokenizer, load_tokenizer
@@ -205,7 +206,8 @@ def serve_side(shape: str, name: str, texts: list[str], connection: Connection) 
             connection.send(time.perf_counter() - begin)
 
 
-def measure(shape: str, rounds: int, texts: list[str]) -> None:
+def measure(shape: str, rounds: int, texts: list[str]) -> dict[str, float]:
+    """Take the sides in turn and print a line for each; ours over each of the others, in sentences a second."""
     spawn = get_context("spawn")
     sides: dict[str, Connection] = {}
     labels: dict[str, list[int]] = {}
@@ -226,12 +228,15 @@ def measure(shape: str, rounds: int, texts: list[str]) -> None:
             seconds[name].append(side.recv())
     for side in sides.values():
         side.send(False)
-    best = next(iter(sides))
+    best, ratios = next(iter(sides)), {}
     for name, times in seconds.items():
         ratio = statistics.median(theirs / mine for theirs, mine in zip(times, seconds[best]))
+        ratios[f"{shape}: ours / {name}"] = ratio
         print(
             f"  {name:28} {len(texts) / statistics.median(times):8.1f} sentences/s   ours is {ratio:.2f}x", flush=True
         )
+    del ratios[f"{shape}: ours / {best}"]
+    return ratios
 
 
 def main() -> None:
@@ -239,8 +244,10 @@ def main() -> None:
     rounds, count = map(int, given[:2])
     print(describe_machine(), versions("onnxruntime"), f"{torch.get_num_threads()} threads")
     texts = sentences(count)
+    ratios: dict[str, float] = {}
     for shape in [given[2]] if given[2] else ["minilm", "roberta.base"]:
-        measure(shape, rounds, texts[: count if shape == "minilm" else count // 4])
+        ratios |= measure(shape, rounds, texts[: count if shape == "minilm" else count // 4])
+    keep(ratios)
 
 
 if __name__ == "__main__":

@@ -28,6 +28,7 @@ from typing import Any
 import numpy as np
 from common import describe_machine, versions
 from predict import sentences
+from records import keep
 
 REQUESTS = {1: 100, 8: 400, 64: 1000}  # by the number of clients
 STEPS = 40  # enough for labels of both kinds
@@ -99,8 +100,8 @@ def describe(results: list[dict[str, Any]], rows: int) -> str:
     )
 
 
-def compare(clients: int, rounds: int, rows: int, texts: list[str]) -> bool:
-    """Load both in turn and print a line for each; whether all was answered alike."""
+def compare(clients: int, rounds: int, rows: int, texts: list[str]) -> float | None:
+    """Load both in turn and print a line for each; ours over theirs in requests a second, None where answers differ."""
     requests = [texts[i : i + rows] for i in range(0, len(texts), rows)]
     bodies = [json.dumps({"dataframe_split": {"columns": ["text"], "data": [[text] for text in one]}}).encode()
               for one in requests]  # fmt: skip
@@ -112,10 +113,11 @@ def compare(clients: int, rounds: int, rows: int, texts: list[str]) -> bool:
     for name, results in found.items():
         print(f"  {name:15} {describe(results, rows)}", flush=True)
     ratios = [theirs["seconds"] / ours["seconds"] for ours, theirs in zip(*found.values())]
-    print(f"  ratio {statistics.median(ratios):.2f}x", end="")
+    ratio = statistics.median(ratios)
+    print(f"  ratio {ratio:.2f}x", end="")
     if any(len(one["answers"]) < len(requests) for results in found.values() for one in results):
         print("; requests were refused or lost")
-        return False
+        return None
     (labels, shares), (their_labels, their_shares) = (
         predictions(results[-1], len(requests)) for results in found.values()
     )
@@ -124,7 +126,7 @@ def compare(clients: int, rounds: int, rows: int, texts: list[str]) -> bool:
     print(
         f"; {differ} of {len(labels)} labels differ ({labels.count('1')} are 1), probabilities by up to {farthest:.1e}"
     )
-    return differ == 0 and farthest < _TOLERANCE
+    return ratio if differ == 0 and farthest < _TOLERANCE else None
 
 
 def main() -> None:
@@ -147,9 +149,12 @@ def main() -> None:
             server([*ours, "--port", str(PORTS["lightning-glue"])], PORTS["lightning-glue"], folder),
             server([*mlflow, "--port", str(PORTS["mlflow"])], PORTS["mlflow"], folder),
         ):
-            alike = [compare(clients, rounds, rows, texts[: count * rows]) for clients, count in REQUESTS.items()]
-    if not all(alike):
+            found = {f"{clients} clients, requests/s: serve / mlflow": compare(clients, rounds, rows, texts[: count * rows])
+                     for clients, count in REQUESTS.items()}  # fmt: skip
+    ratios = {name: ratio for name, ratio in found.items() if ratio is not None}
+    if len(ratios) < len(found):
         sys.exit("the two did not do the same")
+    keep(ratios)
 
 
 if __name__ == "__main__":
