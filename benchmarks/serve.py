@@ -149,9 +149,10 @@ def main() -> None:
             server([*ours, "--port", str(PORTS["lightning-glue"])], PORTS["lightning-glue"], folder),
             server([*mlflow, "--port", str(PORTS["mlflow"])], PORTS["mlflow"], folder),
         ):
-            found = {f"{clients} clients, requests/s: serve / mlflow": compare(clients, rounds, rows, texts[: count * rows])
-                     for clients, count in REQUESTS.items()}  # fmt: skip
-    ratios = {name: ratio for name, ratio in found.items() if ratio is not None}
+            found = {
+                clients: compare(clients, rounds, rows, texts[: count * rows]) for clients, count in REQUESTS.items()
+            }
+    ratios = {f"{number} clients: serve / mlflow": ratio for number, ratio in found.items() if ratio is not None}
     if len(ratios) < len(found):
         sys.exit("the two did not do the same")
     keep(ratios)
