@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 from lightning_glue.config.arguments import Overrides, make_overrides, to_overrides
 from lightning_glue.data.own import data_of_call
-from lightning_glue.errors import ConfigError, Interrupted, UserError
+from lightning_glue.errors import CheckpointError, ConfigError, Interrupted, UserError
 from lightning_glue.utils.console import no_bars
 from lightning_glue.utils.quick_imports import quick_imports
 
@@ -177,7 +177,12 @@ def fit(
             'no task; expected fit("RTE", ...), fit(train="train.csv", text=..., label=...), or an experiment, or the '
             "id of a run to resume"
         )
-    asked = {"task": task, "model": None if model is None else os.fspath(model), "data": data, "experiment": experiment}
+    asked = {
+        "task": task,
+        "model": None if model is None else _name_or_path("model", model, ConfigError),
+        "data": data,
+        "experiment": experiment,
+    }
     config = _compose(asked, given, resume)
     with _in_library(verbose):
         return _train(config, resume, verbose)
@@ -204,6 +209,13 @@ def _compose(asked: dict[str, Any], given: dict[str, Any], resume: str | None) -
     own = find(str(resume), present)
     assert own
     return continued(str(resume), own.record["config"], present, asked_keys(str(resume), asked, overrides))
+
+
+def _name_or_path(what: str, given: Any, error: type[UserError]) -> str:
+    try:
+        return os.fspath(given)
+    except TypeError:
+        raise error(f"{what}: {given!r}; expected a name or a path") from None
 
 
 @contextmanager
@@ -280,7 +292,7 @@ def load(
 
     if isinstance(run, Run):
         run = run.folder if run.folder and os.path.isdir(run.folder) else run.id
-    return load_model(os.fspath(run), uri, device, calibrated=calibrated)
+    return load_model(_name_or_path("load", run, CheckpointError), uri, device, calibrated=calibrated)
 
 
 def search(
@@ -347,7 +359,7 @@ def search(
         done = run(
             Request(
                 task,
-                None if model is None else os.fspath(model),
+                None if model is None else _name_or_path("model", model, ConfigError),
                 data,
                 experiment,
                 trials,

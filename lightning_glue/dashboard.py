@@ -10,6 +10,8 @@ import sys
 from importlib.metadata import entry_points
 
 from lightning_glue.errors import UserError
+from lightning_glue.tracking.client import is_missing
+from lightning_glue.tuning.request import DEFAULT_STORAGE
 from lightning_glue.utils.console import run_main
 
 
@@ -17,8 +19,11 @@ def main() -> None:
     found = list(entry_points(group="console_scripts", name="optuna-dashboard"))
     if not found:
         raise UserError("optuna-dashboard is not installed; pip install 'lightning-glue[dashboard]'")
+    storage = os.environ.get("OPTUNA_STORAGE") or DEFAULT_STORAGE
+    if is_missing(storage):
+        raise UserError(f"{storage}: no studies there yet; a search makes them: python -m lightning_glue.tune")
     program = found[0].load()
-    sys.argv = ["optuna-dashboard", os.environ.get("OPTUNA_STORAGE") or "sqlite:///optuna.db", *sys.argv[1:]]
+    sys.argv = ["optuna-dashboard", storage, *sys.argv[1:]]
     program()
 
 

@@ -197,6 +197,7 @@ def test_texts_that_cannot_be_meant_are_named(texts: Any, pairs: Any, said: str,
         ({"max_epochs": 0}, "trainer.max_epochs=0 is too small"),
         ({"task": "RTEE"}, "unknown task 'RTEE'; did you mean 'RTE'"),
         ({"task": None}, "no task"),
+        ({"model": 7}, "model: 7; expected a name or a path"),
     ],
 )
 def test_arguments_that_cannot_be_meant_are_named(arguments: dict[str, Any], said: str, folder: Path) -> None:
@@ -216,6 +217,11 @@ def test_models_that_are_not_there_are_named(folder: Path, tmp_path: Path) -> No
         lg.load(tmp_path / "x.ckpt")
     with pytest.raises(lg.ConfigError, match="expected cpu"):
         lg.load(tmp_path, device="tpu")
+    for nothing in (None, 5):
+        with pytest.raises(lg.CheckpointError, match=f"{nothing}; expected a name or a path"):
+            lg.load(nothing)
+    with pytest.raises(lg.UserError, match="trials='x'; expected a number"):
+        lg.search("RTE", trials="x")
 
 
 def test_a_training_that_diverges_in_a_thread_raises_and_touches_no_handler(folder: Path) -> None:

@@ -90,6 +90,10 @@ def _run(request: Request, engine: Engine, shows: bool) -> Finished:
         if left:
             return carry_on(benchmark, engine, graph, ledger, this, left, alone=not others, shows=shows)
         tidy(benchmark, graph, ledger)
+        if not others:
+            from lightning_glue.pipeline.parent_run import tell_finished
+
+            tell_finished(benchmark)
         if shows:
             print(f"benchmark {benchmark.name}: nothing is missing ({len(graph)} jobs done), see {benchmark.folder}")
         return Finished(benchmark, {}, [])

@@ -77,6 +77,25 @@ class ParentRun:
         self.tracker.finish(status)
 
 
+def tell_finished(benchmark: Benchmark) -> None:
+    """Give the run of a benchmark that is through its true status: a driver may have died right after the last job."""
+    from lightning_glue.tracking.client import connect, is_missing, store_uri
+
+    try:
+        if is_missing(store_uri(benchmark.uri)):
+            return
+        client = connect(benchmark.uri, retries=2)
+        experiment = client.get_experiment_by_name(benchmark.experiment)
+        condition = f"tags.`{PARENT_TAG}` = '{benchmark.id}'"
+        for run in client.search_runs([experiment.experiment_id], condition) if experiment else ():
+            if run.info.status != "FINISHED":
+                client.set_terminated(run.info.run_id, "FINISHED", end_time=run.info.end_time)
+    except UserError:
+        raise
+    except Exception as error:  # of MLflow, or of a database's driver
+        log.warning("the benchmark's run could not be told that it is through: %s", first_line(error))
+
+
 def recorded_runs(benchmark: Benchmark) -> dict[str, list[Run]] | None:
     """The trainings of a benchmark that MLflow has, by job, the finished ones first; None where it cannot be asked."""
     from lightning_glue.tracking.client import connect, is_missing, store_uri

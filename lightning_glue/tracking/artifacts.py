@@ -11,11 +11,12 @@ from typing import TYPE_CHECKING
 
 from lightning_glue.errors import CheckpointError
 from lightning_glue.tracking.client import connect
-from lightning_glue.tracking.journals import delivered_run
+from lightning_glue.tracking.journals import JOURNALS, delivered_run, find_journal
+from lightning_glue.tracking.state import State
 from lightning_glue.utils.console import command
 from lightning_glue.utils.digests import file_sha256
 from lightning_glue.utils.paths import local_folder
-from lightning_glue.utils.redact import first_line
+from lightning_glue.utils.redact import first_line, hide_secrets
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -51,6 +52,7 @@ def _exported_by(run_id: str, uri: str | None) -> Path:
     try:
         client = connect(uri, retries=2)
         run = client.get_run(run_id)
+        _check_reachable(run, client.tracking_uri)
         store = local_folder(run.info.artifact_uri)
         path = (store / _EXPORT if store else _download_export(client, run_id)) / "checkpoint_best.pt"
     except (MlflowException, OSError) as error:
@@ -61,6 +63,19 @@ def _exported_by(run_id: str, uri: str | None) -> Path:
     if expected and file_sha256(path) != expected:
         raise CheckpointError(f"run {run_id}: {path} is damaged: its SHA-256 is not the one that the run noted")
     return path
+
+
+def _check_reachable(run: Run, uri: str) -> None:
+    """Raise CheckpointError where a server alone has the files of a run that its database tells of here."""
+    if uri.startswith("http") or not str(run.info.artifact_uri).startswith("mlflow-artifacts:"):
+        return
+    folder = find_journal(Path(JOURNALS), run.info.run_id)
+    known = str(State(folder).uri if folder else "")
+    address = hide_secrets(known) if known.startswith("http") else "http://HOST:PORT"
+    raise CheckpointError(
+        f"run {run.info.run_id} keeps its files behind the server that it was trained with, and the database here has "
+        f"none of them; start that server, and set MLFLOW_TRACKING_URI={address}"
+    )
 
 
 def _why_none(run: Run) -> str:

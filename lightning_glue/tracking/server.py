@@ -19,6 +19,7 @@ from pathlib import Path
 from types import FrameType
 
 from lightning_glue.errors import TrackingError
+from lightning_glue.tracking.known_runs import trouble_with
 from lightning_glue.utils import processes
 from lightning_glue.utils.addresses import is_loopback
 from lightning_glue.utils.redact import first_line, hide_secrets
@@ -89,6 +90,8 @@ def check_artifacts(place: str) -> None:
         raise TrackingError(
             f"--artifacts {hide_secrets(place)} needs the package {package}; pip install 'lightning-glue[server]'"
         )
+    if not separator and (trouble := trouble_with(Path(place))):
+        raise TrackingError(f"--artifacts {place} cannot be written: {trouble}; expected a folder, or a place for one")
 
 
 def allowed_hosts(host: str, names: str) -> str:

@@ -60,7 +60,11 @@ class Request:
         """Raise UserError where a number or a name cannot be meant."""
         for name in ("trials", "workers", "gpus_per_trial", "trials_per_gpu", "procs"):
             value = getattr(self, name)
-            if value not in (None, AUTO) and value < 1:
+            if value is None or (name, value) == ("workers", AUTO):
+                continue
+            if not isinstance(value, int):
+                raise UserError(f"{name}={value!r}; expected a number")
+            if value < 1:
                 raise UserError(f"--{name.replace('_', '-')} {value}; expected at least 1")
         check_engine(self.engine, self.address)
         if self.workers == AUTO and self.engine != "local":

@@ -179,6 +179,9 @@ def _run(request: Request, search: Search, engine: Engine, shows: bool) -> Finis
         with board:
             controller.run()
         status, error = study_status(study, controller)
+    except KeyboardInterrupt:
+        status = "KILLED"
+        raise
     finally:
         tracking.close(status)
     if shows:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import errno
 import shlex
 import shutil
 import sys
@@ -14,10 +15,12 @@ from pathlib import Path
 from typing import NoReturn
 
 from lightning_glue.errors import UserError
+from lightning_glue.utils.files import CANNOT_WRITE
 from lightning_glue.utils.logs import log
 from lightning_glue.utils.redact import hide_secrets
 from lightning_glue.utils.streams import outlive_output
 
+_OF_A_PATH = CANNOT_WRITE | {errno.ENOENT, errno.EISDIR, errno.ENAMETOOLONG, errno.ELOOP}
 LINE_SECONDS = 60.0  # between two lines of progress, and before the first
 
 
@@ -130,8 +133,14 @@ def clock(seconds: float) -> str:
     return f"{minutes // 60}:{minutes % 60:02}:{rest:02}"
 
 
+def _meant(path: str) -> str:
+    """The path in a user's eyes: files are written under a name of their own beside the one that was asked for."""
+    return hide_secrets(str(Path(path).parent) if path.endswith(".part") else path)
+
+
 def run_main(main: Callable[[], None], outlives_output: bool = False) -> None:
-    """Run a command-line ``main``; a :class:`UserError` becomes one line on stderr and exit code 2.
+    """Run a command-line ``main``; a :class:`UserError` becomes one line on stderr and exit code 2, and so does a path
+    that cannot be used.
 
     Args:
         outlives_output: that a full disk or a closed pipe took what was printed is no failure: the result is elsewhere.
@@ -141,6 +150,14 @@ def run_main(main: Callable[[], None], outlives_output: bool = False) -> None:
         main()
     except UserError as error:
         print(f"error: {hide_secrets(str(error))}", file=sys.stderr)
+        sys.exit(2)
+    except OSError as error:
+        if error.errno not in _OF_A_PATH or not error.filename:
+            raise
+        path = _meant(str(error.filename))
+        print(
+            f"error: {path}: {error.strerror}; expected a path that can be used, with rights and room", file=sys.stderr
+        )
         sys.exit(2)
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)

@@ -161,6 +161,11 @@ def test_alone_it_serves_this_folder_with_no_password(tmp_path: Path) -> None:
     assert stop(process) == 0
     (note,) = (tmp_path / "mlruns").rglob("note.txt")
     assert note.read_text() == "kept"
+    scored = run(
+        "lightning_glue.evaluate", run_id, cwd=tmp_path, check=False
+    )  # the database is here, its server is not
+    assert (scored.returncode, scored.stderr.count("\n")) == (2, 1)
+    assert "set MLFLOW_TRACKING_URI=http://HOST:PORT" in scored.stderr
 
 
 @pytest.mark.parametrize(
@@ -169,6 +174,7 @@ def test_alone_it_serves_this_folder_with_no_password(tmp_path: Path) -> None:
         (["--db", "postgresql://me:secret@127.0.0.1:1/none"], {"MLFLOW_AUTH_ADMIN_PASSWORD": ADMIN}, "me:***@127.0.0"),
         (["--db", "nonsense"], {"MLFLOW_AUTH_ADMIN_PASSWORD": ADMIN}, "--db is no database URL"),
         (["--db", "sqlite:///team.db"], {"MLFLOW_AUTH_ADMIN_PASSWORD": ""}, "set MLFLOW_AUTH_ADMIN_PASSWORD"),
+        (["--artifacts", "/proc/x"], {}, "--artifacts /proc/x cannot be written: "),
     ],
 )
 def test_what_it_cannot_use_is_one_line(

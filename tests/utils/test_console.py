@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import shutil
@@ -13,6 +14,7 @@ import pytest
 from helpers.project import ROOT
 
 from lightning_glue.tracking.pages import how_to_look
+from lightning_glue.utils import console
 from lightning_glue.utils.console import program
 from lightning_glue.utils.hints import hint
 
@@ -86,3 +88,31 @@ def test_what_is_to_be_typed_arrives_as_it_is_meant(checkout: bool, tmp_path: Pa
     line += " BIN=bin -o .venv/.installed" if checkout else ""
     result = subprocess.run(line, shell=True, cwd=tmp_path, capture_output=True, text=True, check=True)
     assert json.loads(result.stdout) == ["-m", "lightning_glue.evaluate", *awkward]
+
+
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (FileNotFoundError(errno.ENOENT, "No such file or directory", "/proc/x/.y.AB.part"), "/proc/x: No such file"),
+        (PermissionError(errno.EACCES, "Permission denied", "out.tsv"), "out.tsv: Permission denied"),
+        (OSError(errno.ENAMETOOLONG, "File name too long", "a" * 300), "a: File name too long"),
+    ],
+)
+def test_a_path_that_cannot_be_used_is_one_line(error: OSError, said: str, capsys: pytest.CaptureFixture[str]) -> None:
+    def main() -> None:
+        raise error
+
+    with pytest.raises(SystemExit) as end:
+        console.run_main(main)
+    assert end.value.code == 2
+    found = capsys.readouterr().err
+    assert said in found and found.count("\n") == 1
+
+
+@pytest.mark.parametrize("error", [OSError(errno.EIO, "Input/output error", "x"), OSError(errno.ENOENT, "of no path")])
+def test_other_errors_of_the_system_keep_their_traceback(error: OSError) -> None:
+    def main() -> None:
+        raise error
+
+    with pytest.raises(OSError):
+        console.run_main(main)
