@@ -20,6 +20,7 @@ JOBS_PER_GPU ?=
 KEEP ?=
 ARGS ?=
 
+PROGRAMS := tests/system/test_glue.py tests/execution tests/inference tests/export tests/pipeline # of make torture, for coverage
 BENCHMARKS ?= forward train paired tracking tune glue preprocess startup scaling scale predict serve
 
 PYTHON ?= $(firstword $(foreach p,python3.12 python3.11 python3,$(shell $(p) -c 'import sys; print("$(p)" if (3,11) <= sys.version_info[:2] < (3,13) else "")' 2>/dev/null)))
@@ -133,9 +134,11 @@ test: $(INSTALLED) ## run the tests, many minutes; GLUE_DIR and ROBERTA_BPE_DIR 
 	@echo "the whole suite takes ten minutes and more on two cores; one file: ARGS='-n0 tests/data/test_reader.py'" >&2
 	@$(BIN)/python -m pytest -rs $(ARGS)
 
-coverage: $(INSTALLED) ## line coverage of the package by the tests, their processes included; ARGS="tests/data" only by those
+coverage: $(INSTALLED) ## line coverage by the tests and by whole programs of make torture; ARGS="tests/data" only by those
 	@rm -f .coverage .coverage.*
-	@COVERAGE_FILE=$(CURDIR)/.coverage $(BIN)/python -m coverage run -m pytest $(ARGS); status=$$?; \
+	@export COVERAGE_FILE=$(CURDIR)/.coverage; \
+	$(BIN)/python -m coverage run -m pytest $(ARGS); status=$$?; \
+	$(if $(ARGS),,$(BIN)/python -m coverage run -m pytest -m torture --timeout 900 $(PROGRAMS) || status=$$?;) \
 	$(BIN)/python -m coverage combine -q; $(BIN)/python -m coverage report && exit $$status
 
 mutate: $(INSTALLED) ## make ten lines wrong, one after the other, in a copy: a test has to notice each
