@@ -28,7 +28,7 @@ for _name in ("MAKEFLAGS", "MFLAGS", "MAKELEVEL", "MAKEOVERRIDES", "ARGS"):  # o
 
 
 # What takes longest begins first, so that the processes of pytest-xdist end together.
-_FIRST = ("torture", "system", "training", "tuning", "tracking", "data", "model", "export", "utils")
+_FIRST = ("torture", "tests", "system", "training", "tuning", "tracking", "data", "model", "export", "utils")
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -62,6 +62,7 @@ def pytest_collection_finish() -> None:
     """What the tests' modules have imported stays: no collection of garbage goes through it again."""
     gc.collect()
     gc.freeze()
+    gc.freeze = lambda: None  # of trainings in this process: what tests leave is garbage
     gc.enable()
 
 
@@ -105,6 +106,12 @@ def glue_dir(request: pytest.FixtureRequest, cache: Path, tmp_path_factory: pyte
 
 
 @pytest.fixture(scope="session")
-def bpe_dir(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """RoBERTa's real BPE files, or a small byte-level BPE of the same format."""
-    return request.config.real_bpe or write_small_bpe(tmp_path_factory.mktemp("bpe"))
+def small_bpe(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A small byte-level BPE in the format of RoBERTa's: a model of it is small as well."""
+    return write_small_bpe(tmp_path_factory.mktemp("bpe"))
+
+
+@pytest.fixture(scope="session")
+def bpe_dir(request: pytest.FixtureRequest, small_bpe: Path) -> Path:
+    """RoBERTa's real BPE files, or a small one; the small one where what is tested looks at no token."""
+    return request.config.real_bpe or small_bpe

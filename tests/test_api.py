@@ -63,6 +63,11 @@ class Trained:
     after: dict[str, Any]
 
 
+@pytest.fixture(scope="session")
+def bpe_dir(small_bpe: Path) -> Path:
+    return small_bpe
+
+
 @pytest.fixture(scope="module")
 def folder(
     cache: Path, bpe_dir: Path, new_store: Callable[[Path], None], tmp_path_factory: pytest.TempPathFactory

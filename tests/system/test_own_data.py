@@ -61,6 +61,11 @@ def write_films(folder: Path, rows: int = 60) -> None:
     (folder / "films.yaml").write_text(DESCRIPTION, encoding="utf-8")
 
 
+@pytest.fixture(scope="session")
+def bpe_dir(small_bpe: Path) -> Path:
+    return small_bpe
+
+
 @pytest.fixture(scope="module")
 def films(tmp_path_factory: pytest.TempPathFactory, cache: Path, bpe_dir: Path) -> Path:
     folder = tmp_path_factory.mktemp("films")

@@ -36,6 +36,11 @@ COMMAND = ["--task", "WNLI", "--model", "tiny", "--data", "sample", "--gpus", "0
 SHORT = ["trainer.max_epochs=2", "data.batch_size=32", "tracking.system_metrics_seconds=null"]
 
 
+@pytest.fixture(scope="session")
+def bpe_dir(small_bpe: Path) -> Path:
+    return small_bpe
+
+
 @pytest.fixture
 def project(
     tmp_path: Path, cache: Path, bpe_dir: Path, new_store: Callable[[Path], None], monkeypatch: pytest.MonkeyPatch
