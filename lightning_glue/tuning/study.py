@@ -13,7 +13,6 @@ import time
 import uuid
 import warnings
 from collections.abc import Mapping
-from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
@@ -24,26 +23,18 @@ from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, Trial, TrialState
 
 from lightning_glue.errors import UserError
+from lightning_glue.tuning.heartbeat import Heartbeats
 from lightning_glue.tuning.slots import SURPLUS, Slots, slot_of
 from lightning_glue.tuning.space import Space
 from lightning_glue.tuning.storage import Patience
 from lightning_glue.tuning.strategy import Sampler
-from lightning_glue.utils.processes import process_identity, process_is_gone
+from lightning_glue.utils.processes import process_identity
 
-STALE_BEATS = 4  # heartbeats missed by a trial whose machine is taken for dead
 AHEAD = 16  # trials that wait in the storage
 _STANDSTILL_SECONDS = 10.0  # without a new trial, after which the maker of a study is taken for dead
 _GAP_SECONDS = 1.0  # nothing waits although trials are missing: whoever was to queue them is gone
 _INTERRUPTED = "interrupted"  # reason of a failure that costs no retry
 _ID, _TOTAL = "id", "trials "  # attributes of a study; each total asked for is an attribute of its own: the largest is
-
-
-@dataclass(frozen=True)
-class Beat:
-    """Last sign of life of a trial as seen from here."""
-
-    text: str
-    seen: float  # time.monotonic()
 
 
 class SharedStudy:
@@ -78,8 +69,7 @@ class SharedStudy:
         self._gap_since: float | None = None
         self.slots = Slots()  # as they were seen last
         self._data: dict[str, str] | None = None
-        self._beats: dict[int, Beat] = {}
-        self._looked: tuple[float, int] = (0.0, 0)  # when, and after how many outages, the heartbeats were looked at
+        self._heartbeats = Heartbeats(heartbeat)
         self._pulse = 0
         self.created = self._create(identity)
         if not self.created:
@@ -381,28 +371,14 @@ class SharedStudy:
             self.fail(trial_id, _INTERRUPTED, again=True)
 
     def reap(self) -> list[FrozenTrial]:
-        """Fail and queue again the trials whose controller is dead.
-
-        One on this machine is known dead when its process is gone; one elsewhere when its heartbeat has not changed for
-        ``STALE_BEATS`` intervals of this machine's own clock. Where this controller did not look for two intervals, or
-        the storage was away, the others could not be heard either: their time begins anew.
-        """
+        """Fail and queue again the trials whose controller is dead, see :mod:`lightning_glue.tuning.heartbeat`."""
         running = self.look().running()
-        now, before = time.monotonic(), self._looked
-        self._looked = (now, self._patiently.outages)
-        if now - before[0] > 2 * self.heartbeat or self._patiently.outages != before[1]:
-            self._beats.clear()
+        now = time.monotonic()
+        self._heartbeats.look(now, self._patiently.outages)
         dead = []
         for trial in running:
-            if trial._trial_id not in self.mine and self._is_dead(trial, now):
+            if trial._trial_id not in self.mine and self._heartbeats.is_dead(trial, now):
                 heard = trial.user_attrs.get("heartbeat")
                 self.fail(trial._trial_id, "its controller died" if heard else _INTERRUPTED, again=True)
                 dead.append(trial)
         return dead
-
-    def _is_dead(self, trial: FrozenTrial, now: float) -> bool:
-        text = trial.user_attrs.get("heartbeat", "")
-        known = self._beats.get(trial._trial_id)
-        if known is None or known.text != text:
-            known = self._beats[trial._trial_id] = Beat(text, now)
-        return now - known.seen > STALE_BEATS * self.heartbeat or process_is_gone(text.rpartition(" ")[0])

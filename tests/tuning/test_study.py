@@ -21,10 +21,11 @@ from optuna.distributions import CategoricalDistribution
 from optuna.trial import TrialState
 
 from lightning_glue.errors import UserError
+from lightning_glue.tuning.heartbeat import STALE_BEATS
 from lightning_glue.tuning.slots import Slots, is_surplus, slot_of
 from lightning_glue.tuning.storage import open_storage
 from lightning_glue.tuning.strategy import make_pruner, make_sampler
-from lightning_glue.tuning.study import AHEAD, STALE_BEATS, SharedStudy
+from lightning_glue.tuning.study import AHEAD, SharedStudy
 
 
 @pytest.fixture(scope="module")
