@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import gc
 import os
-import signal
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
@@ -185,7 +184,10 @@ def fit(
     }
     config = _compose(asked, given, resume)
     with _in_library(verbose):
-        return _train(config, resume, verbose)
+        from lightning_glue.execution.fit_call import fit_for_caller
+
+        done = fit_for_caller(config, resume, verbose)
+    return Run(done.run_id, done.metrics, done.folder)
 
 
 def _compose(asked: dict[str, Any], given: dict[str, Any], resume: str | None) -> Config:
@@ -233,31 +235,6 @@ def _in_library(verbose: bool) -> Iterator[None]:
         if not verbose:
             stack.enter_context(no_bars())
         yield
-
-
-def _train(config: Config, resume: str | None, verbose: bool) -> Run:
-    from lightning_glue.execution.fit_job import FitCaller
-    from lightning_glue.execution.fit_job import fit as fit_here
-    from lightning_glue.execution.fit_workers import fit_in_workers, how_to_go_on
-    from lightning_glue.training.devices import resolve_devices
-    from lightning_glue.training.messages import quiet
-    from lightning_glue.utils.launch import launch
-
-    quiet()
-    devices = resolve_devices(config.trainer)
-    if devices.world > 1 and not launch().complete:
-        done = fit_in_workers(config, resume, verbose, devices.world if devices.accelerator == "cuda" else 0)
-        return Run(done.run_id, done.metrics, done.folder)
-    caller = FitCaller(resume, verbose)
-    try:
-        done = fit_here(config, caller)
-        return Run(done.run_id, done.metrics, done.folder)
-    except SystemExit as stop:
-        code = stop.code
-    if not isinstance(code, int) or 0 < code <= 128:
-        raise UserError(f"the training ended with exit code {code}")
-    cause = signal.Signals(code - 128).name if code else "process 0"  # whom the other processes follow
-    raise Interrupted(how_to_go_on(cause, caller.run_id), caller.run_id)
 
 
 def load(
