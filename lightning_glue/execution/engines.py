@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import os
 from argparse import ArgumentParser, ArgumentTypeError
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from lightning_glue.errors import ConfigError, UserError, suggest
 from lightning_glue.execution.place import AUTO
@@ -82,6 +82,20 @@ def count_or_auto(text: str) -> int | str:
         return int(text)
     except ValueError:
         raise ArgumentTypeError(f"{text!r}; expected a number or {AUTO}") from None
+
+
+def check_counts(request: Any, names: Iterable[str]) -> None:
+    """Raise UserError where one of these attributes is no number above 0; ``workers`` may be ``auto`` here."""
+    for name in names:
+        value = getattr(request, name)
+        if value is None or (name, value) == ("workers", AUTO):
+            continue
+        if not isinstance(value, int):
+            raise UserError(f"{name}={value!r}; expected a number")
+        if value < 1:
+            raise UserError(f"--{name.replace('_', '-')} {value}; expected at least 1")
+    if request.workers == AUTO and request.engine != "local":
+        raise UserError(f"--workers auto measures this machine; give a number with --engine {request.engine}")
 
 
 def check_engine(name: str, address: str | None) -> None:

@@ -62,7 +62,7 @@ def _powers(most: int) -> Iterator[int]:
 
 
 def shared_out(
-    how: Division, config: Mapping[str, Any], folder: Path, most: int = _MOST, objective: str = _OBJECTIVE
+    how: Division, config: Mapping[str, Any], folder: Path, objective: str = _OBJECTIVE
 ) -> tuple[Division, list[Throughput]]:
     """``how`` with as many trainings at a time as do the most examples a second, and what was measured.
 
@@ -71,14 +71,13 @@ def shared_out(
     Args:
         config: of a training, by dotted keys.
         folder: for the workers' logs.
-        most: trainings at a time that there is work for.
 
     Raises:
         UserError: nothing can be trained with this configuration.
         KeyboardInterrupt: a signal came.
     """
     found: list[Throughput] = []
-    for division in candidates(how, most):
+    for division in candidates(how):
         one = _measure(division, config, folder, objective)
         found.append(one)
         if one.examples is None:

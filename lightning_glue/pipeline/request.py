@@ -13,8 +13,7 @@ from typing import Any
 from lightning_glue import config as configuration
 from lightning_glue.config import Config
 from lightning_glue.errors import UserError, suggest
-from lightning_glue.execution.engines import check_engine
-from lightning_glue.execution.place import AUTO
+from lightning_glue.execution.engines import check_counts, check_engine
 from lightning_glue.pipeline.benchmark_folder import FILE, ROOT
 from lightning_glue.pipeline.drivers import lock
 from lightning_glue.pipeline.graph import FROM_MNLI
@@ -69,15 +68,10 @@ class Request:
 
     def __post_init__(self) -> None:
         """Raise UserError where a value cannot be meant."""
-        for name in ("seeds", "workers", "jobs_per_gpu", "ddp", "procs"):
-            value = getattr(self, name)
-            if value not in (None, AUTO) and value < 1:
-                raise UserError(f"--{name.replace('_', '-')} {value}; expected at least 1")
-        if self.workers == AUTO and self.engine != "local":
-            raise UserError(f"--workers auto measures this machine; give a number with --engine {self.engine}")
+        check_engine(self.engine, self.address)
+        check_counts(self, ("seeds", "workers", "jobs_per_gpu", "ddp", "procs"))
         if self.retries < 0:
             raise UserError(f"--retries {self.retries}; expected at least 0")
-        check_engine(self.engine, self.address)
         if self.engine != "local" and (self.ddp > 1 or self.procs > 1):
             raise UserError(f"--engine {self.engine} gives each job one device; leave --ddp and --procs out")
         if self.keep not in KEEP:

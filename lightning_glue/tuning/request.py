@@ -10,8 +10,7 @@ from lightning_glue import config as configuration
 from lightning_glue.config import Config, TuneConfig
 from lightning_glue.config.compose import Data
 from lightning_glue.errors import UserError, suggest
-from lightning_glue.execution.engines import check_engine, count_gpus
-from lightning_glue.execution.place import AUTO
+from lightning_glue.execution.engines import check_counts, check_engine, count_gpus
 from lightning_glue.tasks import TRAINABLE
 from lightning_glue.training.default_model import with_default_model
 from lightning_glue.utils.logs import log
@@ -58,17 +57,8 @@ class Request:
 
     def __post_init__(self) -> None:
         """Raise UserError where a number or a name cannot be meant."""
-        for name in ("trials", "workers", "gpus_per_trial", "trials_per_gpu", "procs"):
-            value = getattr(self, name)
-            if value is None or (name, value) == ("workers", AUTO):
-                continue
-            if not isinstance(value, int):
-                raise UserError(f"{name}={value!r}; expected a number")
-            if value < 1:
-                raise UserError(f"--{name.replace('_', '-')} {value}; expected at least 1")
         check_engine(self.engine, self.address)
-        if self.workers == AUTO and self.engine != "local":
-            raise UserError(f"--workers auto measures this machine; give a number with --engine {self.engine}")
+        check_counts(self, ("trials", "workers", "gpus_per_trial", "trials_per_gpu", "procs"))
         if len(self.study or "") > _NAME_LIMIT:
             raise UserError(f"--study: a name of {len(self.study or '')} characters; expected at most {_NAME_LIMIT}")
 
