@@ -18,6 +18,7 @@ from lightning_glue.utils.logs import log
 from lightning_glue.utils.redact import first_line, hide_secrets
 
 if TYPE_CHECKING:
+    from mlflow import MlflowClient
     from mlflow.entities import Run
 
     from lightning_glue.pipeline.ledger import Ledger
@@ -77,43 +78,48 @@ class ParentRun:
         self.tracker.finish(status)
 
 
-def tell_finished(benchmark: Benchmark) -> None:
-    """Give the run of a benchmark that is through its true status: a driver may have died right after the last job."""
+def _runs(benchmark: Benchmark, condition: str) -> tuple[MlflowClient, list[Run]] | None:
+    """What MLflow has of the benchmark; None where there is no store yet.
+
+    Raises:
+        UserError: the store cannot be used.
+        Exception: of MLflow, or of a database's driver.
+    """
     from lightning_glue.tracking.client import connect, is_missing, store_uri
 
+    if is_missing(store_uri(benchmark.uri)):
+        return None
+    client = connect(benchmark.uri, retries=2)
+    experiment = client.get_experiment_by_name(benchmark.experiment)
+    return client, list(search(client, [experiment.experiment_id], condition)) if experiment else []
+
+
+def tell_finished(benchmark: Benchmark) -> None:
+    """Give the run of a benchmark that is through its true status: a driver may have died right after the last job."""
     try:
-        if is_missing(store_uri(benchmark.uri)):
-            return
-        client = connect(benchmark.uri, retries=2)
-        experiment = client.get_experiment_by_name(benchmark.experiment)
-        condition = f"tags.`{PARENT_TAG}` = '{benchmark.id}'"
-        for run in client.search_runs([experiment.experiment_id], condition) if experiment else ():
-            if run.info.status != "FINISHED":
+        asked = _runs(benchmark, f"tags.`{PARENT_TAG}` = '{benchmark.id}'")
+        client, runs = asked or (None, [])
+        for run in runs:
+            if client and run.info.status != "FINISHED":
                 client.set_terminated(run.info.run_id, "FINISHED", end_time=run.info.end_time)
     except UserError:
         raise
-    except Exception as error:  # of MLflow, or of a database's driver
+    except Exception as error:
         log.warning("the benchmark's run could not be told that it is through: %s", first_line(error))
 
 
 def recorded_runs(benchmark: Benchmark) -> dict[str, list[Run]] | None:
     """The trainings of a benchmark that MLflow has, by job, the finished ones first; None where it cannot be asked."""
-    from lightning_glue.tracking.client import connect, is_missing, store_uri
-
     try:
-        if is_missing(store_uri(benchmark.uri)):
-            return {}
-        client = connect(benchmark.uri, retries=2)
-        experiment = client.get_experiment_by_name(benchmark.experiment)
-        condition = f"tags.`{BENCHMARK_TAG}` = '{benchmark.id}'"
-        found: dict[str, list[Run]] = {}
-        for run in search(client, [experiment.experiment_id], condition) if experiment else ():
-            found.setdefault(run.data.tags.get(JOB_TAG, ""), []).append(run)
+        asked = _runs(benchmark, f"tags.`{BENCHMARK_TAG}` = '{benchmark.id}'")
     except UserError:
         raise
-    except Exception as error:  # of MLflow, or of a database's driver
+    except Exception as error:
         log.warning("MLflow cannot be asked for the benchmark's runs, the ledger is believed: %s", first_line(error))
         return None
+    found: dict[str, list[Run]] = {}
+    for run in asked[1] if asked else ():
+        found.setdefault(run.data.tags.get(JOB_TAG, ""), []).append(run)
     for runs in found.values():
         runs.sort(key=lambda run: (run.info.status != "FINISHED", -run.info.start_time))
     return found
