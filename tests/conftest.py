@@ -112,6 +112,12 @@ def small_bpe(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def bpe_dir(request: pytest.FixtureRequest, small_bpe: Path) -> Path:
-    """RoBERTa's real BPE files, or a small one; the small one where what is tested looks at no token."""
+def given_bpe(request: pytest.FixtureRequest, small_bpe: Path) -> Path:
+    """RoBERTa's real BPE files, or a small one."""
     return request.config.real_bpe or small_bpe
+
+
+@pytest.fixture(scope="session")
+def bpe_dir(given_bpe: Path) -> Path:
+    """Those given; the small one where what is tested looks at no token."""
+    return given_bpe

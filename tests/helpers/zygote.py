@@ -1,10 +1,10 @@
 """Commands of the program without the seconds in which its libraries are imported.
 
 :func:`install` makes :class:`subprocess.Popen`, and so :func:`subprocess.run`, fork ``python -m lightning_glue...``,
-MLflow's server and scripts that begin with :data:`FORKED` off a process that has imported the third-party packages,
-nothing of the project. What runs is the command itself in a process of its own: arguments, environment, folder, open
-files, session, signals, command line in ``ps``, exit code. What a command starts in turn is forked from spares, which
-are children of its own.
+MLflow's server, fairseq's commands and scripts that begin with :data:`FORKED` off a process that has imported the
+third-party packages, nothing of the project. What runs is the command itself in a process of its own: arguments,
+environment, folder, open files, session, signals, command line in ``ps``, exit code. What a command starts in turn is
+forked from spares, which are children of its own, and what it becomes by ``exec`` is run where it is.
 All other programs are executed as ever, and so is everything within :func:`executed`.
 """
 
@@ -38,8 +38,9 @@ PACKAGES = (
     "hydra", "mlflow.store.tracking.sqlalchemy_store", "optuna", "pytorch_lightning", "tokenizers",
     "fairseq.models.roberta", "mlflow.cli", "flask", "fastapi", "uvicorn", "graphene",
 )  # fmt: skip
-MODULES = ("lightning_glue", "helpers", "mlflow", "uvicorn")  # that are forked with all below them
+MODULES = ("lightning_glue", "helpers", "mlflow", "uvicorn", "fairseq_cli")  # that are forked with all below them
 ADDRESS = "LIGHTNING_GLUE_ZYGOTE"  # where it listens, for the processes of pytest-xdist
+BECOMES = str(Path(__file__).resolve().parents[2] / "lightning_glue" / "utils" / "processes.py")  # another command
 FORKED = "# forked\n"  # begins a script of ``python -c`` that needs no interpreter of its own
 SPARES = 5  # a watcher and a few processes of DDP or of a search
 _TITLE = 4096  # bytes of the command line in ps
@@ -158,16 +159,26 @@ def become(request: _Request, files: list[int]) -> NoReturn:
     sys.stdout = os.fdopen(1, "w", closefd=False, buffering=1 if os.isatty(1) or unbuffered else -1)
     sys.stderr = os.fdopen(2, "w", closefd=False, buffering=1, errors="backslashreplace")
     sys.__stdin__, sys.__stdout__, sys.__stderr__ = sys.stdin, sys.stdout, sys.stderr
-    how, what, *arguments = request["command"]
     sys.path[:1] = [os.getcwd(), *filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep))]
-    sys.orig_argv = [sys.executable, how, what, *arguments]
-    set_title(sys.orig_argv)
-    sys.argv = [how, *arguments]
     install(Spares(SPARES).start)
+    execute = os.execvp
+    os.execvp = lambda file, arguments: main(arguments[1:]) if is_ours(arguments) else execute(file, arguments)  # type: ignore[assignment]
+    main(request["command"])
+
+
+def main(command: list[str]) -> NoReturn:
+    """Run what follows the name of the interpreter, and end."""
+    sys.orig_argv = [sys.executable, *command]
+    set_title(sys.orig_argv)
+    how, what, *arguments = command
+    sys.argv = [how, *arguments]
     if how == "-m":
         leave(status_of(lambda: runpy.run_module(what, run_name="__main__", alter_sys=True)))
-    main = sys.modules["__main__"] = types.ModuleType("__main__")
-    leave(status_of(lambda: exec(compile(what, "<string>", "exec"), main.__dict__)))
+    if how == BECOMES:
+        sys.argv = command
+        leave(status_of(lambda: runpy.run_path(how, run_name="__main__")))
+    module = sys.modules["__main__"] = types.ModuleType("__main__")
+    leave(status_of(lambda: exec(compile(what, "<string>", "exec"), module.__dict__)))
 
 
 def status_of(main: Callable[[], object]) -> int:
@@ -265,10 +276,15 @@ _source: Callable[[_Request, list[int]], tuple[int, int | None] | None] | None =
 
 
 def is_ours(arguments: object) -> bool:
-    """Whether it is ``python -m`` of one of :data:`MODULES`, or ``python -c`` of a script that asks for it."""
+    """Whether it is ``python -m`` of one of :data:`MODULES`, or ``python -c`` of a script that asks for it.
+
+    Or :data:`BECOMES`, which becomes one of these.
+    """
     if not isinstance(arguments, list) or [*map(str, arguments[:1])] != [sys.executable] or len(arguments) < 3:
         return False
     how, what = map(str, arguments[1:3])
+    if how == BECOMES:
+        return is_ours(arguments[3:])
     return what.partition(".")[0] in MODULES if how == "-m" else how == "-c" and what.startswith(FORKED)
 
 

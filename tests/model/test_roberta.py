@@ -118,7 +118,7 @@ def fairseq_losses(folder: Path, data: Path, start: Path, updates: int) -> list[
         "+model.encoder_attention_heads": 4,
         "+model.max_positions": 512,
     }
-    command = [str(Path(sys.executable).parent / "fairseq-hydra-train"), "--config-dir", str(finetuning)]
+    command = [sys.executable, "-m", "fairseq_cli.hydra_train", "--config-dir", str(finetuning)]  # fairseq-hydra-train
     command += ["--config-name", "rte", *(f"{key}={value}" for key, value in options.items())]
     result = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=300)
     log = result.stdout + result.stderr

@@ -46,6 +46,11 @@ def blocks() -> list[tuple[str, str]]:
     return [(path.name, code) for path in DOCUMENTS for code in BLOCK.findall(path.read_text(encoding="utf-8"))]
 
 
+@pytest.fixture(scope="session")
+def bpe_dir(small_bpe: Path) -> Path:
+    return small_bpe
+
+
 @pytest.fixture(scope="module")
 def trained(cache: Path, bpe_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, Path]]:
     """A folder with a registered model of RTE, and the fairseq directory of its run."""

@@ -39,12 +39,17 @@ def artifacts(client: mlflow.MlflowClient, run_id: str, folder: str = "") -> set
     return names
 
 
+@pytest.fixture(scope="session")
+def bpe_dir(small_bpe: Path) -> Path:
+    return small_bpe
+
+
 @pytest.fixture(scope="module")
-def wnli(cache: Path, bpe_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+def wnli(cache: Path, given_bpe: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
     """A finished training of WNLI and what it printed."""
     folder = tmp_path_factory.mktemp("wnli")
     arguments = ["--task", "WNLI", *TINY, *SHORT, "trainer.predict=true", "tracking.system_metrics_seconds=0.5"]
-    result = run("lightning_glue.train", *arguments, cwd=folder, ROBERTA_BPE_DIR=str(bpe_dir))
+    result = run("lightning_glue.train", *arguments, cwd=folder, ROBERTA_BPE_DIR=str(given_bpe))
     return folder, result.stdout
 
 
@@ -125,7 +130,7 @@ def test_the_output_says_what_came_out_and_what_is_next(wnli: tuple[Path, str]) 
     assert f"  {page}/{found.info.run_id}?workflowType=machine_learning\n      this run\n" in output
 
 
-def test_evaluation_of_the_run_repeats_its_best_metrics(wnli: tuple[Path, str], bpe_dir: Path) -> None:
+def test_evaluation_of_the_run_repeats_its_best_metrics(wnli: tuple[Path, str]) -> None:
     folder, _ = wnli
     _, found = only_run(folder, "glue-wnli-sample")
     precision = "trainer.precision=auto"
@@ -139,7 +144,7 @@ def test_evaluation_of_the_run_repeats_its_best_metrics(wnli: tuple[Path, str], 
 
 
 @pytest.mark.torture
-def test_another_task_starts_from_the_run(wnli: tuple[Path, str], bpe_dir: Path, tmp_path: Path) -> None:
+def test_another_task_starts_from_the_run(wnli: tuple[Path, str], given_bpe: Path, tmp_path: Path) -> None:
     """--init-from with a run id: at learning rate 0 the encoder stays the run's, bit for bit."""
     folder, _ = wnli
     _, found = only_run(folder, "glue-wnli-sample")
@@ -154,7 +159,7 @@ def test_another_task_starts_from_the_run(wnli: tuple[Path, str], bpe_dir: Path,
         "--init-from",
         found.info.run_id,
     ]
-    run("lightning_glue.train", *arguments, cwd=folder, ROBERTA_BPE_DIR=str(bpe_dir), MLFLOW_TRACKING_URI=uri)
+    run("lightning_glue.train", *arguments, cwd=folder, ROBERTA_BPE_DIR=str(given_bpe), MLFLOW_TRACKING_URI=uri)
     _, second = only_run(folder, "glue-mrpc-sample")
     exports = {
         run_id: torch.load(next((folder / "mlruns").glob(f"*/{run_id}/artifacts/fairseq/*.pt")), weights_only=True)
