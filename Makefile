@@ -82,7 +82,6 @@ glue: $(INSTALLED) ## the whole benchmark: TASKS (none: all nine) with SEEDS eac
 	@$(BIN)/python -m lightning_glue.glue $(call option,--tasks,$(TASKS)) $(call option,--seeds,$(SEEDS)) $(call option,--model,$(MODEL)) $(call option,--data,$(DATA)) $(call option,--gpus,$(GPUS)) $(call option,--procs,$(PROCS)) $(call option,--workers,$(WORKERS)) $(call option,--jobs-per-gpu,$(JOBS_PER_GPU)) $(call option,--keep,$(KEEP)) $(call option,--experiment,$(EXPERIMENT)) $(ARGS)
 
 dashboard: $(INSTALLED) ## look at the studies in optuna-dashboard
-	@$(PIP) -e '.[dashboard]'
 	@$(BIN)/python -m lightning_glue.dashboard $(ARGS)
 
 evaluate: $(INSTALLED) ## score RUN=<run id or directory> on the dev splits; PREDICT=<dir> writes test predictions
@@ -124,7 +123,6 @@ serve: $(INSTALLED) ## serve MODEL=<run id, models:/glue-rte@champion, directory
 	@$(BIN)/python -m lightning_glue.serve $(call option,,$(MODEL)) $(call option,--gpus,$(GPUS)) $(ARGS)
 
 server: $(INSTALLED) ## serve the runs on 127.0.0.1:5000; DB=postgresql://... ARTIFACTS=s3://... HOSTS=names: for a team
-	@$(if $(MLFLOW_BACKEND_STORE_URI),$(PIP) -e '.[server]')
 	@$(BIN)/python -m lightning_glue.server $(if $(MLFLOW_BACKEND_STORE_URI),--host 0.0.0.0) $(call option,--artifacts,$(ARTIFACTS)) $(call option,--allowed-hosts,$(HOSTS)) $(ARGS)
 
 ui: $(INSTALLED) ## browse and compare runs: `mlflow ui` with one process, without its job runners

@@ -7,10 +7,11 @@ from __future__ import annotations
 
 import argparse
 import sys
+from pathlib import Path
 
 from lightning_glue import config as configuration
 from lightning_glue.config.description import is_description
-from lightning_glue.errors import DataError
+from lightning_glue.errors import DataError, UserError
 from lightning_glue.tasks import TRAINABLE, get_task
 from lightning_glue.utils.console import Parser, run_main
 
@@ -43,6 +44,10 @@ def main() -> None:
             sys.exit(1)
         config = configuration.compose(args.overrides, model=args.model, data=data)
     else:
+        if Path(args.data).suffix:
+            raise UserError(
+                f"{args.data}: no such file; expected a description's file or a task: {', '.join(TRAINABLE)}"
+            )
         get_task(args.data)
         config = configuration.compose(args.overrides, task=args.data, model=args.model, data=args.source)
     from lightning_glue.data import sources

@@ -50,9 +50,30 @@ class Interrupted(KeyboardInterrupt):
         self.run_id = run_id
 
 
+# What other programs of this field call what a key of ours sets.
+_ELSEWHERE = {
+    "learning_rate": "lr", "gradient_accumulation_steps": "accumulate", "update_freq": "accumulate",
+    "max_seq_length": "max_tokens", "max_length": "max_tokens", "per_device_train_batch_size": "batch_size",
+    "max_sentences": "batch_size", "fp16": "precision", "bf16": "precision", "devices": "gpus", "gpu": "gpus",
+    "epochs": "max_epochs", "num_train_epochs": "max_epochs", "max_epoch": "max_epochs", "max_update": "max_steps",
+    "early_stopping": "early_stopping_patience", "patience": "early_stopping_patience", "warmup": "warmup_ratio",
+}  # fmt: skip
+
+
 def suggest(found: str, valid: Iterable[str]) -> str:
-    """Return ``"; did you mean X?"`` for the valid name nearest to ``found``, else the list of valid names."""
-    names = list(valid)
-    folded = {name.casefold(): name for name in names}
-    near = difflib.get_close_matches(found.casefold(), folded, n=1, cutoff=0.5)
-    return f"; did you mean {folded[near[0]]!r}?" if near else f"; expected one of: {', '.join(names)}"
+    """Return ``"; did you mean X?"`` for the valid names nearest to ``found``, else the list of valid names.
+
+    Of a name with dots the last part counts most: ``lr`` and ``trainer.lr`` are ``optimizer.lr``.
+    """
+    names = {name.casefold(): name for name in valid}
+    group, _, last = found.casefold().rpartition(".")
+    same = [name for name in names if name.rpartition(".")[2] in (last, _ELSEWHERE.get(last))]
+    alike = [name for name in names if "." in name or not group]
+    near = same or difflib.get_close_matches(found.casefold(), alike, n=1, cutoff=0.6)
+    if not near and "." not in found:
+        lasts = difflib.get_close_matches(last, [name.rpartition(".")[2] for name in names], n=1, cutoff=0.6)
+        near = [name for name in names if name.rpartition(".")[2] in lasts]
+    if near:
+        return f"; did you mean {' or '.join(repr(names[name]) for name in near)}?"
+    of_group = [name for name in names if group and name.startswith(f"{group}.")]
+    return f"; expected one of: {', '.join(names[name] for name in of_group or names)}"

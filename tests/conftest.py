@@ -34,7 +34,7 @@ _FIRST = ("torture", "tests", "system", "training", "tuning", "tracking", "data"
 def pytest_configure(config: pytest.Config) -> None:
     os.environ.setdefault("TORTURE_SEED", str(random.SystemRandom().randrange(10**6)))  # xdist's processes inherit it
     os.environ.setdefault("TORTURE_BEGAN", str(time.time()))
-    zygote.install_shared()
+    zygote.install_shared(at_once=config.args_source is pytest.Config.ArgsSource.TESTPATHS)
     signal.signal(signal.SIGINT, signal.default_int_handler)  # a background job ignores it, and so would its children
     # Absolute: the tests run the program in temporary folders. Handed on through fixtures, never by accident.
     config.real_bpe = Path(_REAL_BPE).resolve() if _REAL_BPE else None

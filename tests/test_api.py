@@ -255,6 +255,7 @@ def test_it_is_silent_unless_asked(folder: Path, capfd: pytest.CaptureFixture[st
     assert "dev/accuracy" in said
 
 
+@pytest.mark.torture
 def test_ctrl_c_saves_and_the_run_goes_on(folder: Path) -> None:
     def interrupt() -> None:
         known = set(folder.glob("mlruns/*/*"))

@@ -201,4 +201,5 @@ def _check_keys(overrides: list[str], known: list[str]) -> None:
             raise ConfigError(f"unknown {name} {value!r}{suggest(value, options(name))}")
         if name in known or name.startswith(("experiments", "model.architecture.")):
             continue
-        raise ConfigError(f"unknown key {name!r}{suggest(name, sorted(known))}")
+        usual = [key for key in sorted(known) if name.startswith("task.") or not key.startswith("task.")]
+        raise ConfigError(f"unknown key {name!r}{suggest(name, usual)}")

@@ -129,6 +129,7 @@ def serve(args: argparse.Namespace) -> int:
     command = [*ending, sys.executable, "-m", "mlflow", "server", "--host", args.host, "--port", str(args.port)]
     command += ["--workers", str(args.workers), "--allowed-hosts", allowed_hosts(args.host, args.allowed_hosts)]
     environment = {
+        "PYTHONWARNINGS": "ignore:starlette.middleware.wsgi",  # MLflow's own, nothing that anybody here can change
         **os.environ,
         "MLFLOW_BACKEND_STORE_URI": url,
         "MLFLOW_ARTIFACTS_DESTINATION": args.artifacts,

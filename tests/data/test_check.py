@@ -150,3 +150,5 @@ def test_the_command_ends_with_1_where_a_training_would_stop(
     assert (said.returncode, said.stdout.splitlines()[-1]) == (1, "faults: 1, warnings: 8")
     said = run("lightning_glue.check", "RTEE", cwd=tmp_path, check=False)
     assert (said.returncode, said.stderr) == (2, "error: unknown task 'RTEE'; did you mean 'RTE'?\n")
+    said = run("lightning_glue.check", "none.csv", cwd=tmp_path, check=False)
+    assert said.returncode == 2 and said.stderr.startswith("error: none.csv: no such file; expected a description's ")

@@ -81,11 +81,11 @@ def undecided(start: Pretrained, task: Task, dev: TokenizedSplit) -> torch.nn.Mo
 
 
 @pytest.fixture(scope="module")
-def rte(cache: Path, glue_dir: Path, bpe_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple:
+def rte(cache: Path, glue_dir: Path, given_bpe: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple:
     """Our accuracy and predictions on RTE dev, and a folder laid out as the tutorial's."""
     task = TASKS["RTE"]
     architecture = config.compose(model="tiny").model.architecture
-    start = pretrained.load_pretrained("random", "gpt2", str(bpe_dir), architecture)
+    start = pretrained.load_pretrained("random", "gpt2", str(given_bpe), architecture)
     prepared = binarize.prepare(task, glue_dir, start.tokenizer, cache)
     dev = load_split(task, task.dev[0], prepared.directory, 512)
     model = undecided(start, task, dev)

@@ -42,7 +42,8 @@ MODULES = ("lightning_glue", "helpers", "mlflow", "uvicorn", "fairseq_cli")  # t
 ADDRESS = "LIGHTNING_GLUE_ZYGOTE"  # where it listens, for the processes of pytest-xdist
 BECOMES = str(Path(__file__).resolve().parents[2] / "lightning_glue" / "utils" / "processes.py")  # another command
 FORKED = "# forked\n"  # begins a script of ``python -c`` that needs no interpreter of its own
-SPARES = 5  # a watcher and a few processes of DDP or of a search
+# What a command starts: a watcher, its server, or the processes of DDP or of a search; a fork costs 60 ms here.
+SPARES = {"tune": 5, "glue": 5, "worker": 1, "train": 1, "server": 1, "mlflow": 2, "evaluate": 0, "watcher": 0}
 _TITLE = 4096  # bytes of the command line in ps
 _Popen = subprocess.Popen
 _Request = dict[str, Any]
@@ -85,8 +86,10 @@ class Zygote:
         signal.signal(signal.SIGCHLD, lambda *_: None)
         signal.set_wakeup_fd(wake)
 
-    def serve(self) -> tuple[_Request, list[int]] | None:
-        loaded = False
+    def serve(self, at_once: bool) -> tuple[_Request, list[int]] | None:
+        if at_once:
+            preload()
+        loaded = at_once
         while True:
             ready, _, _ = select.select([self.listener, self.life, self.wake, *self.clients], [], [])
             if self.life in ready:
@@ -160,10 +163,16 @@ def become(request: _Request, files: list[int]) -> NoReturn:
     sys.stderr = os.fdopen(2, "w", closefd=False, buffering=1, errors="backslashreplace")
     sys.__stdin__, sys.__stdout__, sys.__stderr__ = sys.stdin, sys.stdout, sys.stderr
     sys.path[:1] = [os.getcwd(), *filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep))]
-    install(Spares(SPARES).start)
+    install(Spares(spares(request["command"])).start)
     execute = os.execvp
     os.execvp = lambda file, arguments: main(arguments[1:]) if is_ours(arguments) else execute(file, arguments)  # type: ignore[assignment]
     main(request["command"])
+
+
+def spares(command: list[str]) -> int:
+    """Of a command; what it starts beyond them is executed as ever."""
+    more = int(command[command.index("--procs") + 1]) if "--procs" in command[:-1] else 0
+    return SPARES.get(command[1].rpartition(".")[2], 2 * (command[0] != "-m")) + more
 
 
 def main(command: list[str]) -> NoReturn:
@@ -356,15 +365,18 @@ def executed() -> Iterator[None]:
         _source = before
 
 
-def install_shared() -> None:
-    """Install the zygote of this run of the tests; pytest-xdist's processes find the same."""
+def install_shared(at_once: bool) -> None:
+    """Install the zygote of this run of the tests; pytest-xdist's processes find the same.
+
+    It imports its packages at once, or when it is first asked: a single file of tests may start nothing.
+    """
     if ADDRESS not in os.environ:
-        os.environ[ADDRESS] = listen()
+        os.environ[ADDRESS] = listen(at_once)
     install(Client(os.environ[ADDRESS]).start)
 
 
-def listen() -> str:
-    """Start a zygote, which imports nothing before it is asked and ends with this process; returns its address."""
+def listen(at_once: bool) -> str:
+    """Start a zygote, which ends with this process; returns its address."""
     folder = tempfile.mkdtemp(prefix="zygote-")
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
     address = str(Path(folder) / "socket")
@@ -373,7 +385,7 @@ def listen() -> str:
     listener.listen(64)
     life, _ours = os.pipe()  # closed at our end
     _Popen(
-        [sys.executable, __file__, str(listener.fileno()), str(life), "-" * _TITLE],
+        [sys.executable, __file__, str(listener.fileno()), str(life), str(int(at_once)), "-" * _TITLE],
         pass_fds=[listener.fileno(), life], stdin=subprocess.DEVNULL, start_new_session=True,
     )  # fmt: skip
     os.close(life)
@@ -381,6 +393,6 @@ def listen() -> str:
 
 
 if __name__ == "__main__":
-    found = Zygote(socket.socket(fileno=int(sys.argv[1])), int(sys.argv[2])).serve()
+    found = Zygote(socket.socket(fileno=int(sys.argv[1])), int(sys.argv[2])).serve(sys.argv[3] == "1")
     if found:
         become(*found)

@@ -114,8 +114,8 @@ TOKENIZERS: dict[str, Callable[[Path], Any]] = {
 
 @pytest.mark.parametrize("name", TOKENIZERS)
 @pytest.mark.parametrize("files", ["tokenizer.json", "vocabulary"])
-def test_ids_are_those_of_transformers(name: str, files: str, bpe_dir: Path, small: Path, tmp_path: Path) -> None:
-    theirs = TOKENIZERS[name](bpe_dir if name == "roberta" else small)
+def test_ids_are_those_of_transformers(name: str, files: str, given_bpe: Path, small: Path, tmp_path: Path) -> None:
+    theirs = TOKENIZERS[name](given_bpe if name == "roberta" else small)
     theirs.save_pretrained(tmp_path)
     if files == "vocabulary":
         (tmp_path / "tokenizer.json").unlink()
@@ -139,8 +139,10 @@ def test_ids_are_those_of_transformers(name: str, files: str, bpe_dir: Path, sma
 
 
 @pytest.mark.parametrize("name", TOKENIZERS)
-def test_a_tokenizer_written_and_read_again_is_the_same(name: str, bpe_dir: Path, small: Path, tmp_path: Path) -> None:
-    TOKENIZERS[name](bpe_dir if name == "roberta" else small).save_pretrained(tmp_path / "theirs")
+def test_a_tokenizer_written_and_read_again_is_the_same(
+    name: str, given_bpe: Path, small: Path, tmp_path: Path
+) -> None:
+    TOKENIZERS[name](given_bpe if name == "roberta" else small).save_pretrained(tmp_path / "theirs")
     first = huggingface_tokenizer.read(tmp_path / "theirs").tokenizer
     for folder in ("first", "second"):
         (tmp_path / folder).mkdir()

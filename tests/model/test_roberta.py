@@ -52,8 +52,8 @@ NO_DROPOUT = {"dropout": 0.0, "attention_dropout": 0.0, "pooler_dropout": 0.0}
 
 
 @pytest.fixture(scope="session")
-def rte(cache: Path, glue_dir: Path, bpe_dir: Path) -> tuple[Prepared, TokenizedSplit]:
-    encoder = pretrained.load_tokenizer("gpt2", str(bpe_dir))
+def rte(cache: Path, glue_dir: Path, given_bpe: Path) -> tuple[Prepared, TokenizedSplit]:
+    encoder = pretrained.load_tokenizer("gpt2", str(given_bpe))
     prepared = prepare(TASKS["RTE"], glue_dir, encoder, cache)
     return prepared, load_split(TASKS["RTE"], TASKS["RTE"].train, prepared.directory, 512)
 
@@ -130,14 +130,14 @@ def fairseq_losses(folder: Path, data: Path, start: Path, updates: int) -> list[
 
 
 def test_twenty_steps_follow_fairseq_hydra_train(
-    rte: tuple[Prepared, TokenizedSplit], bpe_dir: Path, tmp_path: Path
+    rte: tuple[Prepared, TokenizedSplit], given_bpe: Path, tmp_path: Path
 ) -> None:
     """The same start, the same order of batches: our losses are those fairseq logs (three decimals, base 2)."""
     prepared, split = rte
     task, updates = TASKS["RTE"], 20
     settings = config.compose(["optimizer.warmup_ratio=0.02"], task="RTE", model="tiny")
     pl.seed_everything(0, verbose=False)
-    start = tiny(bpe_dir)
+    start = tiny(given_bpe)
     model = build_model(start, task.num_outputs, NO_DROPOUT)
     symbols = read_label_symbols(prepared.directory)
     export(model, task, start.tokenizer, symbols, 0, tmp_path / "start")

@@ -180,7 +180,7 @@ def test_regression_logs_its_correlations_and_a_scatter(cache: Path, bpe_dir: Pa
 
 
 def test_mnli_is_scored_on_both_dev_sets_and_predicts_ax(cache: Path, bpe_dir: Path, tmp_path: Path) -> None:
-    arguments = ["--task", "MNLI", *TINY, *SHORT, "trainer.max_epochs=1", "trainer.predict=true"]
+    arguments = ["--task", "MNLI", *TINY, *SHORT, "trainer.max_steps=5", "trainer.predict=true"]
     run("lightning_glue.train", *arguments, cwd=tmp_path, ROBERTA_BPE_DIR=str(bpe_dir))
     client, found = only_run(tmp_path, "glue-mnli-sample")
     assert {"dev_matched/accuracy", "dev_mismatched/accuracy"} <= set(found.data.metrics)

@@ -107,6 +107,7 @@ def stored(server: MlflowServer, run_id: str | None) -> dict[str, bytes]:
 # Positions
 
 
+@pytest.mark.torture
 @given(chance=st.randoms(use_true_random=False))
 @settings(max_examples=12, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_after_power_cuts_every_record_in_the_file_arrives_once(here: Path, chance: random.Random) -> None:

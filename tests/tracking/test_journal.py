@@ -29,7 +29,7 @@ values = st.recursive(
 records = st.lists(
     st.dictionaries(st.sampled_from(["metrics", "tags", "status"]), values, min_size=1, max_size=1), max_size=8
 )
-relaxed = settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+relaxed = settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
 
 def whole(data: bytes) -> list[dict]:

@@ -211,6 +211,7 @@ def test_a_version_says_what_it_comes_from(project: tuple[Path, list[str]]) -> N
     )
 
 
+@pytest.mark.torture
 def test_the_champion_predicts_what_the_run_predicted(project: tuple[Path, list[str]], cache: Path) -> None:
     folder, runs = project
     store = mlflow.MlflowClient(f"sqlite:///{folder / 'mlflow.db'}")

@@ -66,7 +66,7 @@ def outputs_for(task: Task, predicted: list[int]) -> torch.Tensor:
 @example((TASKS["CoLA"], [1] * 12, [1] * 12))
 @example((TASKS["CoLA"], [1] * 4, [1, 1, 1, 0]))
 @example((TASKS["MRPC"], [0, 0], [0, 0]))
-@settings(max_examples=500, deadline=None)
+@settings(max_examples=150, deadline=None)
 def test_classification_equals_scikit_learn(given: tuple[Task, list[int], list[int]]) -> None:
     task, targets, predicted = given
     values = compute(task, outputs_for(task, predicted), torch.tensor(targets))
@@ -106,7 +106,7 @@ def scored(draw: st.DrawFn) -> tuple[np.ndarray, np.ndarray]:
 @example((np.float32([1, 1 + 2**-23]), np.float32([0, 1])))
 @example((np.float32([0.1, 0.1, 0.1]), np.float32([0.1, 0.2, 0.3])))
 @example((np.float32([0.1]), np.float32([0.1])))
-@settings(max_examples=500, deadline=None)
+@settings(max_examples=150, deadline=None)
 def test_regression_equals_scipy(given: tuple[np.ndarray, np.ndarray]) -> None:
     outputs, targets = given
     values = compute(TASKS["STS-B"], torch.tensor(outputs)[:, None], torch.tensor(targets))

@@ -58,6 +58,7 @@ def test_a_closed_stdout(tmp_path: Path) -> None:
     assert (done.returncode, done.stderr) == (0, "begins\n")
 
 
+@pytest.mark.torture
 def test_a_training_outlives_its_log(
     tmp_path: Path, bpe_dir: Path, cache: Path, new_store: Callable[[Path], None]
 ) -> None:
