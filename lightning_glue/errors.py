@@ -66,14 +66,15 @@ def suggest(found: str, valid: Iterable[str]) -> str:
     Of a name with dots the last part counts most: ``lr`` and ``trainer.lr`` are ``optimizer.lr``.
     """
     names = {name.casefold(): name for name in valid}
-    group, _, last = found.casefold().rpartition(".")
-    same = [name for name in names if name.rpartition(".")[2] in (last, _ELSEWHERE.get(last))]
-    alike = [name for name in names if "." in name or not group]
-    near = same or difflib.get_close_matches(found.casefold(), alike, n=1, cutoff=0.6)
-    if not near and "." not in found:
-        lasts = difflib.get_close_matches(last, [name.rpartition(".")[2] for name in names], n=1, cutoff=0.6)
-        near = [name for name in names if name.rpartition(".")[2] in lasts]
+    group, dot, last = found.casefold().rpartition(".")
+    of_group = [name for name in names if dot and name.startswith(group + dot)]
+    lasts = {name: name.rpartition(".")[2] for name in of_group or names}
+    near = [name for name in names if name.rpartition(".")[2] in (last, _ELSEWHERE.get(last))]
+    if not near and not of_group:
+        near = difflib.get_close_matches(found.casefold(), names, n=1, cutoff=0.6)
+    if not near and (of_group or not dot):
+        similar = difflib.get_close_matches(last, set(lasts.values()), n=1, cutoff=0.6)
+        near = [name for name in lasts if lasts[name] in similar]
     if near:
         return f"; did you mean {' or '.join(repr(names[name]) for name in near)}?"
-    of_group = [name for name in names if group and name.startswith(f"{group}.")]
     return f"; expected one of: {', '.join(names[name] for name in of_group or names)}"

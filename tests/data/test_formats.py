@@ -143,7 +143,11 @@ def test_a_faulty_row_is_named_and_the_others_are_read(
         ("csv", b'"text"\t"label"\nx\ta\n', "x.csv:1: no CSV"),
         ("csv", b"text\tlabel\nx\ta\n", "x.csv:1: no column 'text', but fields seem to be separated by tabs"),
         ("tsv", b"text,label\nx,a\n", "x.tsv:1: no column 'text', but fields seem to be separated by commas"),
-        ("csv", gzip.compress(b"text,label\nx,a\n"), "x.csv:1: the file is compressed by gzip; unpack it: gunzip"),
+        (
+            "csv",
+            gzip.compress(b"text,label\nx,a\n", mtime=0),
+            "x.csv:1: the file is compressed by gzip; unpack it: gunzip",
+        ),
         ("jsonl", b"PK\x03\x04\x14\x00\x06\x00", "x.jsonl:1: the file is a zip archive or a spreadsheet"),
         ("tsv", b"PAR1\x15\x04\n", "x.tsv:1: the file is Parquet; name it *.parquet, or say format: parquet"),
         ("jsonl", b'{\n  "text": "x",\n  "label": 1\n}\n', "x.jsonl:1: an object over several lines; expected one"),
