@@ -129,7 +129,7 @@ ui: $(INSTALLED) ## browse and compare runs: `mlflow ui` with one process, witho
 	@PYTHONWARNINGS='ignore:starlette.middleware.wsgi' MLFLOW_DISABLE_TELEMETRY=$${MLFLOW_DISABLE_TELEMETRY:-true} MLFLOW_SERVER_ENABLE_JOB_EXECUTION=false $(BIN)/mlflow ui --workers 1 --uvicorn-opts='--lifespan off' $(ARGS)
 
 test: $(INSTALLED) ## run the tests, many minutes; GLUE_DIR and ROBERTA_BPE_DIR let them use real files
-	@echo "the whole suite takes ten minutes and more on two cores; one file: ARGS='-n0 tests/data/test_reader.py'" >&2
+	@echo "the whole suite takes about eight minutes on two cores; one file: ARGS='-n0 tests/data/test_reader.py'" >&2
 	@$(BIN)/python -m pytest -rs $(ARGS)
 
 coverage: $(INSTALLED) ## line coverage by the tests and by whole programs of make torture; ARGS="tests/data" only by those
