@@ -22,7 +22,8 @@ sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 LATENCY = 0.2  # seconds
 TARGET = 1.01
 _PROXY = (
-    "import sys, time; from servers import Proxy; print(Proxy(int(sys.argv[1]), {}).uri, flush=True); time.sleep(1e6)"
+    "import sys, time; from helpers.servers import Proxy; "
+    "print(Proxy(int(sys.argv[1]), {}).uri, flush=True); time.sleep(1e6)"
 )
 
 
@@ -110,6 +111,8 @@ def main() -> None:
         proxy = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True)
         assert proxy.stdout
         uri = proxy.stdout.readline().strip()
+        if not uri:
+            sys.exit("the proxy between training and server did not start")
         try:
             step_seconds(overrides, args.model, 5, uri)  # makes caches, imports and the server warm
             ratios = []

@@ -20,7 +20,7 @@ def main() -> None:
     if not found:
         raise UserError("optuna-dashboard is not installed; pip install 'lightning-glue[dashboard]'")
     storage = os.environ.get("OPTUNA_STORAGE") or DEFAULT_STORAGE
-    if is_missing(storage):
+    if is_missing(storage) and not {"-h", "--help"} & {*sys.argv}:
         raise UserError(f"{storage}: no studies there yet; a search makes them: python -m lightning_glue.tune")
     program = found[0].load()
     sys.argv = ["optuna-dashboard", storage, *sys.argv[1:]]

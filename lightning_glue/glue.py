@@ -22,15 +22,15 @@ def parse_arguments() -> Request:
     parser.add_argument("--tasks", metavar="TASKS", help="names with blanks between them (default: all of "
                         f"{', '.join(TRAINABLE)})")  # fmt: skip
     parser.add_argument("--seeds", type=int, metavar="N", help=f"1 to N for each task (default: {SEEDS})")
-    parser.add_argument("--model", metavar="MODEL", help=f"one of {', '.join(configuration.options('model'))}, or the "
-                        "path of a fairseq *.pt (default: roberta.base if on a GPU, else minilm)")  # fmt: skip
+    parser.add_argument("--model", metavar="MODEL", help=configuration.models_in_words())
     parser.add_argument("--data", metavar="DATA", help="glue (default) or sample")
     parser.add_argument("--experiment", metavar="NAME", help="a recipe below experiments/ for every task; {task} in it "
                         "stands for the task: tuned/{task}")  # fmt: skip
     parser.add_argument("--name", metavar="NAME", help="of the benchmark (default: made of model and data)")
     parser.add_argument("--transfer", action="store_true", help="RTE, MRPC and STS-B start from the best model of MNLI "
                         "with their seed")  # fmt: skip
-    parser.add_argument("--gpus", type=int, metavar="N", help="GPUs of this machine to use; 0: CPU (default: all)")
+    parser.add_argument("--gpus", type=int, metavar="N", help="GPUs to use, of all nodes together; 0: CPU "
+                        "(default: all)")  # fmt: skip
     parser.add_argument(
         "--workers",
         type=count_or_auto,

@@ -45,13 +45,15 @@ def parse_arguments() -> argparse.Namespace:
                         "without: a folder (default: predictions)")  # fmt: skip
     files = parser.add_argument_group("with FILE")
     files.add_argument("--format", metavar="FORMAT", help="tsv, csv, jsonl or lines (default: by the suffix; -: lines)")
-    files.add_argument("--text", metavar="COLUMN", help="of the text (default: text, sentence1 or the task's own)")
+    files.add_argument("--text", metavar="COLUMN", help="of the text (default: text, sentence, of a pair "
+                       "sentence1, or the task's own)")  # fmt: skip
     files.add_argument("--pair", metavar="COLUMN", help="of the second (default: text_pair, sentence2 or the task's)")
     files.add_argument("--keep", metavar="COLUMN", action="append", help="carry it through, such as an id; repeatable")
     files.add_argument("--out-format", metavar="FORMAT", choices=("tsv", "jsonl"),
                        help="tsv or jsonl (default: by --out's suffix, else tsv)")  # fmt: skip
     files.add_argument("--precision", metavar="NAME", choices=("auto", "32-true", "bf16-mixed", "16-mixed"),
-                       help="32-true, bf16-mixed, 16-mixed, or auto: the run's where the processor has it")  # fmt: skip
+                       help="32-true, bf16-mixed, 16-mixed, or auto (default): the run's where the processor "
+                       "has it")  # fmt: skip
     files.add_argument("--calibrated", action="store_true", default=None,
                        help="probabilities with the temperature fitted on the run's dev set")  # fmt: skip
     splits = parser.add_argument_group("without FILE")

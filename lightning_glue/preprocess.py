@@ -18,11 +18,12 @@ def parse_arguments() -> argparse.Namespace:
     )
     parser.add_argument("--task", required=True, metavar="TASK", help=f"one of {', '.join(TASKS)}, or ALL")
     parser.add_argument("--out", type=Path, help="folder to write (default: TASK-bin); must not exist")
-    parser.add_argument("--glue-dir", default=os.environ.get("GLUE_DIR"), help="raw GLUE files (default: $GLUE_DIR)")
+    parser.add_argument("--glue-dir", default=os.environ.get("GLUE_DIR"), help="raw GLUE files (default: $GLUE_DIR, "
+                        "else cache, else download)")  # fmt: skip
     parser.add_argument("--data", choices=("glue", "sample"), default="glue", help="where raw files come from")
     parser.add_argument("--tokenizer", choices=("gpt2", "wordpiece"), default="gpt2", help="RoBERTa's BPE or MiniLM's")
     parser.add_argument("--bpe-dir", default=os.environ.get("ROBERTA_BPE_DIR"), help="folder with encoder.json, "
-                        "vocab.bpe and dict.txt (default: $ROBERTA_BPE_DIR, else downloaded)")  # fmt: skip
+                        "vocab.bpe and dict.txt (default: $ROBERTA_BPE_DIR, else cache, else download)")  # fmt: skip
     parser.add_argument("--on-bad-row", choices=("stop", "skip"), default="stop", help="what a malformed row does")
     return parser.parse_args()
 

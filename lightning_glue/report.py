@@ -34,7 +34,8 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument(
         "--uri", metavar="URI", help="tracking store (default: MLFLOW_TRACKING_URI, else mlflow.db here)"
     )
-    parser.add_argument("--out", metavar="DIR", type=Path, help="write report.md and report.html here")
+    parser.add_argument("--out", metavar="DIR", type=Path, help="write report.md and report.html here "
+                        "(default: of a benchmark its folder, else nowhere)")  # fmt: skip
     args = parser.parse_args()
     if args.benchmark and (args.experiment or args.task or args.trials):
         parser.error("--benchmark has all runs of one benchmark: leave out --experiment, --task and --trials")

@@ -32,8 +32,7 @@ def parse_arguments() -> argparse.Namespace:
         epilog="Without --task and --experiment: the demo, generated SST-2 sentences and a small encoder.",
     )
     parser.add_argument("--task", metavar="TASK", help=f"one of {', '.join(TRAINABLE)}")
-    parser.add_argument("--model", metavar="MODEL", help=f"one of {', '.join(configuration.options('model'))}, or the "
-                        "path of a fairseq *.pt (default: roberta.base if on a GPU, else minilm)")  # fmt: skip
+    parser.add_argument("--model", metavar="MODEL", help=configuration.models_in_words())
     parser.add_argument("--data", metavar="DATA", help="glue: $GLUE_DIR, else cache, else download (default); "
                         "sample: generated sentences; FILE.yaml: your own, which it describes")  # fmt: skip
     parser.add_argument("--experiment", metavar="NAME", help="a recipe below experiments/, such as paper/roberta_base")

@@ -21,8 +21,7 @@ def parse_arguments() -> Request:
         epilog="Run again, or on more machines, with the same --study and --storage: the study goes on, is shared.",
     )
     parser.add_argument("--task", metavar="TASK", help=f"one of {', '.join(TRAINABLE)}; without: see --data")
-    parser.add_argument("--model", metavar="MODEL", help=f"one of {', '.join(configuration.options('model'))}, or the "
-                        "path of a fairseq *.pt (default: roberta.base if on a GPU, else minilm)")  # fmt: skip
+    parser.add_argument("--model", metavar="MODEL", help=configuration.models_in_words())
     parser.add_argument("--data", metavar="DATA", help="glue (default), sample, or FILE.yaml, which describes your own")
     parser.add_argument("--experiment", metavar="NAME", help="a recipe below experiments/ to start from")
     parser.add_argument("--trials", type=int, metavar="N", help="of the whole study (default: conf/tune/<task>.yaml)")

@@ -52,18 +52,27 @@ def _choose(group: str, name: str) -> str:
     return f"{group}={name}"
 
 
+def models_in_words() -> str:
+    """What ``--model`` takes, for ``--help``."""
+    return (
+        f"one of {', '.join(options('model'))}, the path of a fairseq *.pt or of a folder (fairseq's or Hugging "
+        "Face's), or owner/name of its hub (default: roberta.base if on a GPU, else minilm)"
+    )
+
+
 def _choose_model(name: str) -> list[str]:
     """A named model, the path of a checkpoint or folder of fairseq or Hugging Face, or ``owner/name`` of its hub."""
     if name in options("model"):
         return [f"model={name}"]
     if is_hub_name(name):
         return ["model=roberta.base", f"model.name={quote(name.partition('/')[2])}", f"model.source={quote(name)}"]
-    if "/" in name or name.endswith((".pt", ".ckpt")):
-        path = Path(name).expanduser()
+    path = Path(name).expanduser()
+    if "/" in name or name.endswith((".pt", ".ckpt")) or path.exists():
         if not path.exists():
             raise ConfigError(f"model {name}: no such file or directory")
         return ["model=roberta.base", f"model.name={quote(path.stem)}", f"model.source={quote(str(path.absolute()))}"]
-    raise ConfigError(f"unknown model {name!r}{suggest(name, options('model'))}; or the path of a *.pt checkpoint")
+    near = suggest(name, options("model"))
+    raise ConfigError(f"unknown model {name!r}{near}; or the path of a *.pt checkpoint or of a folder")
 
 
 def quote(value: str) -> str:

@@ -147,10 +147,12 @@ def _columns(layout: Layout, names: Sequence[str], place: str) -> tuple[list[str
     asked = (layout.text, layout.pair)[: layout.task.num_texts]
     usual = [input_columns(layout.task), ("sentence1", "sentence2") if len(asked) == 2 else ("sentence",)]
     splits = layout.task.splits
-    official = [tuple(split.columns[i] for i in split.text_columns) for split in splits if split.columns]
+    usual += [tuple(split.columns[i] for i in split.text_columns) for split in splits if split.columns]
+    if layout.task.own:  # first as they are called in the files that the task was made from
+        usual.insert(0, tuple(map(str, layout.task.own.text)))
     found: list[str] = []
     for position, given in enumerate(asked):
-        wanted = [given] if given else [group[position] for group in (*usual, *official)]
+        wanted = [given] if given else [group[position] for group in usual]
         there = next((name for name in wanted if name in names), None)
         if there is None and not given:
             there = next((name for one in wanted for name in names if same_column(name, one)), None)

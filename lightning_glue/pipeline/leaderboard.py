@@ -47,4 +47,5 @@ FILES: dict[str, LeaderboardFile] = {
     name: LeaderboardFile(name, task, split, _ROWS[name])
     for task in TASKS.values()
     for split, name in zip(task.test, task.submission_files, strict=True)
+    if name in _ROWS  # a task added to conf/task/ is none of the leaderboard's
 }

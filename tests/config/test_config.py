@@ -173,3 +173,10 @@ def test_a_recipe_for_any_task_wants_one() -> None:
         config.compose(experiment="paper/roberta_base")
     assert config.compose(["task=RTE"], experiment="paper/roberta_base").task.name == "RTE"
     assert config.compose(experiment="demo").task.name == "SST-2"
+
+
+def test_a_folder_that_is_there_is_a_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "my-roberta").mkdir()
+    monkeypatch.chdir(tmp_path)
+    found = config.compose(model="my-roberta").model
+    assert (found.name, found.source) == ("my-roberta", str(tmp_path / "my-roberta"))

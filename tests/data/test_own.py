@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import math
 import os
@@ -22,6 +23,7 @@ from lightning_glue.data.binarize import prepare
 from lightning_glue.data.datamodule import load_split
 from lightning_glue.data.own import data_of_call, given_data, other_files, resolve
 from lightning_glue.data.own_rows import read_own_split
+from lightning_glue.data.text_stream import Layout, read_rows
 from lightning_glue.data.tokenizer import load_tokenizer
 from lightning_glue.errors import ConfigError, DataError, UserError
 from lightning_glue.tasks import TASKS, described_task
@@ -256,10 +258,12 @@ def test_a_description_of_a_stranger_makes_no_path(damage: dict[str, Any], tmp_p
 
 def test_a_built_in_task_is_one_yaml_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, bpe_dir: Path) -> None:
     """``conf/task/<name>.yaml``: nothing else says what it is."""
+    import importlib
     import shutil
 
     from lightning_glue import tasks
     from lightning_glue.config import compose_tune, paths
+    from lightning_glue.pipeline import leaderboard
     from lightning_glue.utils import project
 
     conf = shutil.copytree(project.CONF, tmp_path / "conf")
@@ -287,5 +291,13 @@ def test_a_built_in_task_is_one_yaml_file(tmp_path: Path, monkeypatch: pytest.Mo
         assert load_split(task, task.train, found.directory, 64).targets.tolist() == [0, 1]
         config, tune = compose_tune([], task="SICK", model="tiny")
         assert (config.experiment, tune.space) == ("glue-sick", "wide")
+        assert len(importlib.reload(leaderboard).FILES) == 11  # what the leaderboard takes stays as it is
     finally:
         tasks._built_in.cache_clear()
+        importlib.reload(leaderboard)
+
+
+def test_texts_to_predict_are_found_by_the_names_of_the_training_file(tmp_path: Path) -> None:
+    task = described_task(resolved(tmp_path, ["a", "b"] * 4))
+    for content in (b"stars,Review\na,fine\n", b"text,review\na,fine\n"):
+        assert [row.texts for row in read_rows(io.BytesIO(content), "f", Layout(task, "csv"))] == [("fine",)]
