@@ -84,7 +84,7 @@ glue: $(INSTALLED) ## the whole benchmark: TASKS (none: all nine) with SEEDS eac
 dashboard: $(INSTALLED) ## look at the studies in optuna-dashboard
 	@$(BIN)/python -m lightning_glue.dashboard $(ARGS)
 
-evaluate: $(INSTALLED) ## score RUN=<run id or directory> on the dev splits; PREDICT=<dir> writes test predictions
+evaluate: $(INSTALLED) ## score RUN=<run id, models:/name@alias, directory> on the dev splits; PREDICT=<dir> writes test predictions
 	@$(call needs,RUN)
 	@$(BIN)/python -m lightning_glue.evaluate $(call option,,$(RUN)) $(where) $(call option,--predict,$(PREDICT)) $(ARGS)
 

@@ -43,9 +43,8 @@ def load(reference: str, uri: str | None) -> FineTuned:
     from lightning_glue.inference.finetuned import load_fine_tuned
     from lightning_glue.inference.training_checkpoint import load_training_checkpoint
     from lightning_glue.tracking.artifacts import locate
-    from lightning_glue.tracking.registry import locate_version
 
-    path = locate_version(reference, uri) if reference.startswith("models:/") else locate(reference, uri)
+    path = locate(reference, uri)
     return load_training_checkpoint(path) if path.suffix == ".ckpt" else load_fine_tuned(path)
 
 

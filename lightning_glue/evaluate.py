@@ -21,8 +21,8 @@ def parse_arguments() -> argparse.Namespace:
         prog="python -m lightning_glue.evaluate",
         description="Score a fine-tuned model on its task's dev splits; with --predict also write leaderboard files.",
     )
-    parser.add_argument("checkpoint", metavar="RUN_ID|PATH", help="MLflow run id, or a directory for fairseq or of "
-                        "Hugging Face, or a *.pt in one")  # fmt: skip
+    parser.add_argument("checkpoint", metavar="RUN_ID|PATH", help="MLflow run id, models:/name@alias, or a "
+                        "directory for fairseq or of Hugging Face, or a *.pt in one")  # fmt: skip
     parser.add_argument("--task", metavar="TASK", help="AX for a model of MNLI (default: the model's own task)")
     parser.add_argument("--data", metavar="DATA", help="glue or sample, or the description of "
                         "files of your own to take instead (default: what the run was trained on)")  # fmt: skip

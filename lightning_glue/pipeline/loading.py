@@ -20,7 +20,6 @@ def load_model(reference: str, uri: str | None = None, device: str | None = None
         from lightning_glue.inference.text_model import Model
         from lightning_glue.inference.training_checkpoint import load_training_checkpoint
         from lightning_glue.tracking.artifacts import locate
-        from lightning_glue.tracking.registry import locate_version
         from lightning_glue.utils.guest import as_a_guest
 
     available = torch.cuda.is_available()
@@ -30,6 +29,6 @@ def load_model(reference: str, uri: str | None = None, device: str | None = None
     with as_a_guest(["fairseq"]):
         if not isinstance(reference, str) or not reference:
             raise CheckpointError(f"{reference!r} names no model; expected a run, its id, a path or models:/name@alias")
-        path = locate_version(reference, uri) if reference.startswith("models:/") else locate(reference, uri)
+        path = locate(reference, uri)
         fine_tuned = load_training_checkpoint(path) if path.suffix == ".ckpt" else load_fine_tuned(path)
         return Model(fine_tuned, device, calibrated=calibrated)

@@ -30,17 +30,22 @@ EXPORT_DIGEST = "lineage.export_sha256"  # the run's tag: SHA-256 of the exporte
 
 
 def locate(reference: str, uri: str | None) -> Path:
-    """The checkpoint, a file or an exported directory, behind a path or an MLflow run id.
+    """The checkpoint, a file or an exported directory, behind a path, an MLflow run id or a registered model.
 
     Raises:
         UserError: nothing is there, or not what the run left; names what was looked for.
     """
+    if reference.startswith("models:/"):
+        from lightning_glue.tracking.registry import locate_version
+
+        return locate_version(reference, uri)
     path = Path(reference).expanduser()
     if _RUN_ID.fullmatch(reference) and not path.exists():
         return _exported_by(delivered_run(reference), uri)
     if not path.exists():
         raise CheckpointError(
-            f"{reference}: no checkpoint there; expected a file, a fairseq directory or an MLflow run id"
+            f"{reference}: no checkpoint there; expected a file, a fairseq directory, an MLflow run id or "
+            "models:/name@alias"
         )
     return path
 

@@ -211,6 +211,17 @@ def test_a_version_says_what_it_comes_from(project: tuple[Path, list[str]]) -> N
     )
 
 
+def test_the_champion_is_evaluated_by_its_name(project: tuple[Path, list[str]]) -> None:
+    folder, _ = project
+    store = mlflow.MlflowClient(f"sqlite:///{folder / 'mlflow.db'}")
+    champion = store.get_run(store.get_model_version_by_alias("glue-wnli-sample", "champion").run_id)
+    said = run("lightning_glue.evaluate", "models:/glue-wnli-sample@champion", "--gpus", "0", cwd=folder).stdout
+    (line,) = [line for line in said.splitlines() if line.startswith("dev/accuracy")]
+    assert float(line.split()[1]) == champion.data.metrics["best/dev/accuracy"]
+    said = run("lightning_glue.evaluate", "models:/glue-wnli-sample@none", cwd=folder, check=False).stderr
+    assert said.startswith("error: models:/glue-wnli-sample@none: ") and said.count("\n") == 1
+
+
 @pytest.mark.torture
 def test_the_champion_predicts_what_the_run_predicted(project: tuple[Path, list[str]], cache: Path) -> None:
     folder, runs = project
