@@ -23,6 +23,9 @@ if TYPE_CHECKING:
     from lightning_glue.pipeline.driver import Running
 
 
+_SILENT_SECONDS = 900.0  # of a training: no step, no batch of an evaluation, no word in the log
+
+
 def pace(graph: Graph, ledger: Ledger, at_work: Mapping[str, tuple[float, float]]) -> float | None:
     """Seconds for a unit of cost, from trainings that are done, else from those at work; None before.
 
@@ -52,6 +55,7 @@ class Board:
         self.folder, self.graph, self.ledger, self.slots = folder, graph, ledger, slots
         self.console = Console(stderr=True, quiet=not shows)
         self.live = Live(console=self.console, refresh_per_second=2) if shows and self.console.is_terminal else None
+        self._told: set[tuple[str, float]] = set()  # of whose silence
 
     def __enter__(self) -> Board:
         if self.live:
@@ -64,8 +68,28 @@ class Board:
             self.live.stop()
 
     def update(self, running: Sequence[Running]) -> None:
+        now = time.time()
         if self.live:
-            self.live.update(self.table(running, time.time()))
+            self.live.update(self.table(running, now))
+        for one in running:
+            self._mind_silence(one, now)
+
+    def _mind_silence(self, one: Running, now: float) -> None:
+        """Say once that a training may hang, and how it goes on from its checkpoint; whether it does, a human knows."""
+        attempt = (one.node.name, one.since)
+        if one.node.kind != TRAIN or now - one.since < _SILENT_SECONDS or attempt in self._told:
+            return
+        group, seen = one.team.group, read_progress(work_folder(self.folder, one.node.name))
+        spoken = group.log.stat().st_mtime if group.log.is_file() else 0.0
+        silent = now - max(one.since, spoken, seen.time if seen else 0.0)
+        if silent < _SILENT_SECONDS:
+            return
+        self._told.add(attempt)
+        numbers = " ".join(str(process.pid) for process in group.processes if hasattr(process, "pid"))
+        self._print(
+            f"{one.node.name} on {device(one)} gives no sign of life for {clock(silent)}; look into {group.log}. "
+            f"If it hangs: kill -9 {numbers or 'its processes'}, and it is tried again from its checkpoint"
+        )
 
     def started(self, running: Running) -> None:
         if not self.live:  # there it is seen

@@ -27,6 +27,7 @@ class Pulse(pl.Callback):
     def __init__(self, folder: Path, metric: str, batch: int) -> None:
         self.folder, self.metric, self.batch = folder, metric, batch
         self.value: float | None = None
+        self.rate = 0.0
         self._said = (0.0, 0)  # when, and the step then
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -34,6 +35,10 @@ class Pulse(pl.Callback):
 
     def on_train_batch_end(self, trainer: pl.Trainer, *_: Any) -> None:
         if time.monotonic() - self._said[0] > _SECONDS:
+            self._say(trainer)
+
+    def on_validation_batch_end(self, trainer: pl.Trainer, *_: Any) -> None:
+        if time.monotonic() - self._said[0] > _SECONDS and trainer.state.fn == "fit":
             self._say(trainer)
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -46,6 +51,7 @@ class Pulse(pl.Callback):
             return
         (before, step), moment = self._said, time.monotonic()
         self._said = (moment, trainer.global_step)
-        rate = (trainer.global_step - step) * self.batch / max(moment - before, 1e-9)
+        if steps_done := trainer.global_step - step:  # else it evaluates
+            self.rate = steps_done * self.batch / max(moment - before, 1e-9)
         steps = int(trainer.estimated_stepping_batches)
-        write_progress(self.folder, Progress(trainer.global_step, steps, rate, self.value, time.time()))
+        write_progress(self.folder, Progress(trainer.global_step, steps, self.rate, self.value, time.time()))
