@@ -95,7 +95,7 @@ def test_a_first_trial_outside_the_space_is_refused() -> None:
 
 
 @pytest.mark.parametrize("factor", ["3", *map(torture, ("0.7", "1.1", "7", "0.1"))])
-@pytest.mark.parametrize("space", ["paper", "wide"])
+@pytest.mark.parametrize("space", ["paper", torture("wide")])
 def test_the_recipe_lies_in_the_space_whatever_the_factor_of_the_model(factor: str, space: str) -> None:
     for task in TRAINABLE:  # 3 x 1e-5 is 3.0000000000000004e-05, and the choice is 3e-05
         overrides = [f"model.lr_factor={factor}", f"tune.space={space}"]

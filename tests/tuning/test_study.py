@@ -375,7 +375,7 @@ def test_wilcoxon_wants_several_seeds() -> None:
         make_pruner(tune)
 
 
-@pytest.mark.parametrize("name", ["tpe", "gp", "random"])
+@pytest.mark.parametrize("name", ["tpe", torture("gp"), "random"])
 def test_samplers_learn_from_a_study_that_is_filled_trial_by_trial(storage: str, name: str) -> None:
     study = SharedStudy(
         name, open_storage(storage), make_sampler(name, 1), optuna.pruners.NopPruner(), {}, heartbeat=9, retries=0

@@ -47,6 +47,7 @@ def study_run(study: SharedStudy) -> Run:
     return found
 
 
+@pytest.mark.torture
 def test_two_controllers_write_one_run(folder: Path) -> None:
     storage = str(folder / "study.journal")
     studies = [share(storage, "shared", 4) for _ in range(2)]
