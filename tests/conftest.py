@@ -6,6 +6,7 @@ import gc
 import os
 import random
 import signal
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -71,7 +72,10 @@ def _minutes() -> float:
     return float(os.environ.get("TORTURE_MINUTES") or 0)
 
 
+@pytest.hookimpl(tryfirst=True)
 def pytest_runtest_setup(item: pytest.Item) -> None:
+    if "torch" in sys.modules:  # a model that a fixture draws is the same whatever ran before
+        sys.modules["torch"].manual_seed(0)
     limit = _minutes()
     if limit and item.get_closest_marker("torture") and time.time() - float(os.environ["TORTURE_BEGAN"]) > 60 * limit:
         pytest.skip(f"TORTURE_MINUTES={limit:g} are over; TORTURE_SEED chooses which files come first")

@@ -6,6 +6,7 @@ benchmarks.py), which ends lines with a carriage return and a line feed; ours en
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from lightning_glue.tasks import TASKS, Split, Task
@@ -43,9 +44,15 @@ _ROWS = {
     "AX.tsv": 1104,
 }
 
-FILES: dict[str, LeaderboardFile] = {
-    name: LeaderboardFile(name, task, split, _ROWS[name])
-    for task in TASKS.values()
-    for split, name in zip(task.test, task.submission_files, strict=True)
-    if name in _ROWS  # a task added to conf/task/ is none of the leaderboard's
-}
+
+def files_of(tasks: Iterable[Task]) -> dict[str, LeaderboardFile]:
+    """By name; a task added to ``conf/task/`` has none."""
+    return {
+        name: LeaderboardFile(name, task, split, _ROWS[name])
+        for task in tasks
+        for split, name in zip(task.test, task.submission_files, strict=True)
+        if name in _ROWS
+    }
+
+
+FILES = files_of(TASKS.values())
