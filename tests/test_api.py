@@ -319,6 +319,7 @@ def test_several_processes_from_a_program_that_cannot_be_started_again(folder: P
     assert (run.info.status, run.data.params["trainer.procs"], predicted) == ("FINISHED", "2", "1")
 
 
+@pytest.mark.torture
 def test_a_search(folder: Path, capfd: pytest.CaptureFixture[str]) -> None:
     before = state()["handlers"]
     study = lg.search("SST-2", trials=1, **TINY, study="ours", max_epochs=1)

@@ -184,7 +184,7 @@ def test_hidden_states_of_roberta(kind: Any, name: str, small: Path, tmp_path: P
     assert_equal_states(folder, [*TEXTS, LONG])
 
 
-@pytest.mark.parametrize("shape", [BASE, LARGE, torture(FULL_LARGE)])
+@pytest.mark.parametrize("shape", [BASE, torture(LARGE), torture(FULL_LARGE)])
 def test_hidden_states_at_the_published_shapes(shape: dict, small: Path, tmp_path: Path) -> None:
     encoder = roberta_tokenizer(small)
     assert_equal_states(save(tmp_path, random_model(RobertaModel, encoder, **ROBERTA, **shape), encoder), TEXTS)

@@ -241,7 +241,7 @@ def here(
 def test_any_number_of_labels(here: Path) -> None:
     train = write_table(here, "tags.parquet", "tags", [["cold"], ["red", "a b"]] * 20)
     found = lg.fit(
-        train=train, text="body", label="tags", kind="multi-label", model="tiny", gpus=0, max_epochs=20, lr=5e-3,
+        train=train, text="body", label="tags", kind="multi-label", model="tiny", gpus=0, max_epochs=10, lr=5e-3,
         data={"class_weights": "balanced"}, overrides={"trainer.val_check_interval": 1.0},
     )  # fmt: skip
     assert found.metrics["dev/f1_micro"] == found.metrics["dev/f1_macro"] == 1.0  # every second row is alike
@@ -263,7 +263,7 @@ def test_a_regression_of_any_range(here: Path) -> None:
     test = here / "new.jsonl"
     test.write_text('{"body": "a red day 1"}\n')
     found = lg.fit(
-        train=train, test=test, text="body", label="score", kind="regression", model="tiny", gpus=0, max_epochs=20,
+        train=train, test=test, text="body", label="score", kind="regression", model="tiny", gpus=0, max_epochs=16,
         lr=5e-3, data={"metrics": ["pearson", "mean_absolute_error"]}, overrides={"trainer.predict": True},
     )  # fmt: skip
     assert found.metrics["dev/pearson"] > 0.9
