@@ -169,8 +169,11 @@ def _revision(database: Path) -> str | None:
     """
     if not database.exists():
         return None
+    # Not read-only: whoever comes first takes back what a killed process was at, or nobody can read. "rw" makes no
+    # file, and reads one that this user may not write.
+    address = f"{database.as_uri()}?mode=rw"
     try:
-        with closing(sqlite3.connect(f"{database.as_uri()}?mode=ro", uri=True, timeout=_BUSY_SECONDS)) as connection:
+        with closing(sqlite3.connect(address, uri=True, timeout=_BUSY_SECONDS)) as connection:
             tables = {name for (name,) in connection.execute("select name from sqlite_master where type = 'table'")}
             if "alembic_version" not in tables or not tables & {"runs", "experiments"}:
                 return "" if tables & {"runs", "experiments"} else None

@@ -15,6 +15,7 @@ from pathlib import Path
 import mlflow
 import pytest
 from helpers.project import ROOT
+from helpers.store import leave_transaction
 
 from lightning_glue.errors import UserError
 from lightning_glue.tracking import client
@@ -201,3 +202,14 @@ def test_readers_open_no_store_that_is_missing(here: Path) -> None:
             open_store(uri)
     assert not list(here.iterdir())
     assert not mlflow.active_run()
+
+
+@pytest.mark.parametrize("opened", [connect, lambda uri: open_store(uri)[0]], ids=["connect", "open_store"])
+def test_what_a_killed_process_was_at_is_taken_back(
+    opened: Callable[[None], mlflow.MlflowClient], here: Path, new_store: NewStore
+) -> None:
+    """As by a scheduler's SIGKILL or a power cut: whoever comes next, to read or to write, can."""
+    new_store(here)
+    leave_transaction(here)
+    assert "never committed" not in {one.name for one in opened(None).search_experiments()}
+    assert not (here / "mlflow.db-journal").exists()

@@ -21,6 +21,7 @@ import pytest
 import requests
 from helpers.project import run
 from helpers.servers import MlflowServer, Proxy, free_port
+from helpers.store import leave_transaction
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from mlflow.exceptions import MlflowException
@@ -138,6 +139,16 @@ def test_after_power_cuts_every_record_in_the_file_arrives_once(here: Path, chan
     (only,) = courier.client.search_runs(["1"], f"tags.`lightning_glue.journal` = '{journal.folder.name}'")
     assert only.info.status == "FINISHED"
     assert courier.left() == 0
+
+
+def test_a_store_whose_last_writer_was_killed_takes_what_is_delivered(here: Path) -> None:
+    leave_transaction(here)
+    journal = begin()
+    journal.append(point(1))
+    journal.append(FINISHED)
+    courier = Courier(journal.folder)
+    courier.deliver()
+    assert (State(journal.folder).error, steps(courier.client, courier.state.run_id)) == (None, [1])
 
 
 def test_records_are_on_the_disk_before_the_position_is(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
