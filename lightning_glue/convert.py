@@ -40,12 +40,10 @@ def parse_arguments() -> argparse.Namespace:
 
 def load(reference: str, uri: str | None) -> FineTuned:
     """The model behind a run id, a registered model or a path."""
-    from lightning_glue.inference.finetuned import load_fine_tuned
-    from lightning_glue.inference.training_checkpoint import load_training_checkpoint
+    from lightning_glue.inference.training_checkpoint import load_any
     from lightning_glue.tracking.artifacts import locate
 
-    path = locate(reference, uri)
-    return load_training_checkpoint(path) if path.suffix == ".ckpt" else load_fine_tuned(path)
+    return load_any(locate(reference, uri))
 
 
 def facts_of(fine_tuned: FineTuned, name: str, uri: str | None) -> tuple[Facts, Seeds, str]:

@@ -16,7 +16,7 @@ from lightning_glue import config as configuration
 from lightning_glue.config import Config
 from lightning_glue.data import tokenizer
 from lightning_glue.errors import CheckpointError
-from lightning_glue.inference.finetuned import FineTuned
+from lightning_glue.inference.finetuned import FineTuned, load_fine_tuned
 from lightning_glue.model.checkpoint_file import fairseq_args, reading, safe_load
 from lightning_glue.model.pretrained import Pretrained, load_pretrained
 from lightning_glue.model.roberta import build_model
@@ -25,6 +25,11 @@ from lightning_glue.utils.digests import file_sha256
 
 _RECORD = "lightning_glue"  # see lightning_glue.training.checkpoints
 _PREFIX = "model."  # of the RobertaModel in GlueModule
+
+
+def load_any(path: Path) -> FineTuned:
+    """A ``*.ckpt`` of a training, or an export; raises what the loaders of either do."""
+    return load_training_checkpoint(path) if path.suffix == ".ckpt" else load_fine_tuned(path)
 
 
 def load_training_checkpoint(path: Path) -> FineTuned:

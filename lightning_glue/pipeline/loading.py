@@ -16,9 +16,8 @@ def load_model(reference: str, uri: str | None = None, device: str | None = None
     with quick_imports(freeze=False):
         import torch
 
-        from lightning_glue.inference.finetuned import load_fine_tuned
         from lightning_glue.inference.text_model import Model
-        from lightning_glue.inference.training_checkpoint import load_training_checkpoint
+        from lightning_glue.inference.training_checkpoint import load_any
         from lightning_glue.tracking.artifacts import locate
         from lightning_glue.utils.guest import as_a_guest
 
@@ -29,6 +28,4 @@ def load_model(reference: str, uri: str | None = None, device: str | None = None
     with as_a_guest(["fairseq"]):
         if not isinstance(reference, str) or not reference:
             raise CheckpointError(f"{reference!r} names no model; expected a run, its id, a path or models:/name@alias")
-        path = locate(reference, uri)
-        fine_tuned = load_training_checkpoint(path) if path.suffix == ".ckpt" else load_fine_tuned(path)
-        return Model(fine_tuned, device, calibrated=calibrated)
+        return Model(load_any(locate(reference, uri)), device, calibrated=calibrated)
