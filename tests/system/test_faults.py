@@ -8,7 +8,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import mlflow
@@ -19,6 +19,7 @@ from helpers.servers import MlflowServer
 
 from lightning_glue.tracking.journal import Journal
 from lightning_glue.tracking.journals import journals
+from lightning_glue.tracking.state import State
 
 KILLS = int(os.environ.get("LIGHTNING_GLUE_KILLS", "3"))  # 20: the full version, about ten minutes
 FLAGS = [
@@ -134,7 +135,8 @@ def test_a_server_killed_three_times_has_everything(whole: Path, tmp_path: Path)
         for _ in range(3):
             _wait_for_growth(Journal(folder), 4)
             server.kill()
-            _wait_for_growth(Journal(folder), 4)
+            _wait_until(lambda: State(folder).error is not None, "nobody notices that the server is away")
+            _wait_for_growth(Journal(folder), 12)  # more than two seconds, after which a training looks how it is
             server.start()
         _, errors = process.communicate(timeout=200)
         assert process.returncode == 0, errors
@@ -158,11 +160,14 @@ def _wait_for_journals(folder: Path) -> list[Path]:
 def _wait_for_growth(journal: Journal, records: int) -> None:
     """Wait until training has logged so much more, server or not."""
     goal = len(journal.read()) + records
-    for _ in range(600):
-        if len(journal.read()) >= goal:
-            return
+    _wait_until(lambda: len(journal.read()) >= goal, "the training does not go on")
+
+
+def _wait_until(true: Callable[[], bool], else_: str) -> None:
+    deadline = time.monotonic() + 60
+    while not true():
+        assert time.monotonic() < deadline, else_
         time.sleep(0.1)
-    pytest.fail("the training does not go on")
 
 
 @pytest.mark.torture
