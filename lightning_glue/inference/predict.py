@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
+from functools import partial
 
 import torch
 
 from lightning_glue.data.batching import EvalSampler, Packed
 from lightning_glue.data.datamodule import TokenizedSplit
+from lightning_glue.model.frozen import Frozen, supports
 from lightning_glue.model.roberta import HEAD, RobertaModel, logits
 from lightning_glue.tasks import Task
 from lightning_glue.utils.console import progress_bar
@@ -17,8 +20,25 @@ def autocast(precision: str, device: torch.device) -> AbstractContextManager[obj
     """What Lightning computes within at ``trainer.precision``; its 16-mixed is bf16-mixed on a CPU."""
     if not precision.endswith("-mixed"):
         return nullcontext()
-    half = torch.float16 if precision == "16-mixed" and device.type == "cuda" else torch.bfloat16
-    return torch.autocast(device.type, dtype=half, cache_enabled=False)
+    return torch.autocast(device.type, dtype=_product_type(precision, device), cache_enabled=False)
+
+
+def _product_type(precision: str, device: torch.device) -> torch.dtype:
+    if not precision.endswith("-mixed"):
+        return {"32-true": torch.float32, "64-true": torch.float64}[precision]
+    return torch.float16 if precision == "16-mixed" and device.type == "cuda" else torch.bfloat16
+
+
+def scoring(model: RobertaModel, precision: str) -> Callable[[Packed], torch.Tensor]:
+    """Head outputs (examples, classes) of a model that is not trained as long as they are asked for.
+
+    To be called within :func:`autocast` of the same ``precision``, with rows sorted by length. On a CPU these are
+    :class:`~lightning_glue.model.frozen.Frozen`'s, where that knows the model.
+    """
+    dtype = _product_type(precision, next(model.parameters()).device)
+    if supports(model, dtype):
+        return Frozen(model, model.classification_heads[HEAD], dtype)
+    return partial(logits, model)
 
 
 def on_scale(task: Task, outputs: torch.Tensor) -> torch.Tensor:
@@ -43,6 +63,7 @@ def predict(model: RobertaModel, split: TokenizedSplit, eval_tokens: int, precis
     if precision == "64-true":
         model.double()
     device = next(model.parameters()).device
+    outputs_of = scoring(model, precision)
     outputs = torch.empty(len(split), model.classification_heads[HEAD].out_proj.out_features)
     with progress_bar(f"predict {split.name}", len(split), "examples") as advance, autocast(precision, device):
         for batch in EvalSampler(split.lengths, eval_tokens):
@@ -50,6 +71,6 @@ def predict(model: RobertaModel, split: TokenizedSplit, eval_tokens: int, precis
             moved = Packed(
                 tokens=part["tokens"].to(device), lengths=part["lengths"].to(device), longest=part["longest"]
             )
-            outputs[part["rows"]] = logits(model, moved).float().cpu()
+            outputs[part["rows"]] = outputs_of(moved).float().cpu()
             advance(len(part["rows"]))
     return outputs

@@ -10,10 +10,9 @@ import torch
 
 from lightning_glue.data.batching import EvalSampler, MicroBatch, Packed
 from lightning_glue.data.datamodule import TokenizedSplit, join_parts
-from lightning_glue.inference.predict import autocast
+from lightning_glue.inference.predict import autocast, scoring
 from lightning_glue.inference.text_model import BATCH_TOKENS, Model
-from lightning_glue.model.frozen import Frozen, supports
-from lightning_glue.model.roberta import HEAD, logits
+from lightning_glue.model.frozen import Frozen
 from lightning_glue.utils.processor import cpu_has_bf16
 
 PRECISIONS = ("auto", "32-true", "bf16-mixed", "16-mixed")
@@ -54,12 +53,8 @@ class Scorer:
         self.batch_tokens = BATCH_TOKENS[model.device.type]
         self._threads = torch.get_num_threads()
         self._pool: ThreadPoolExecutor | None = None
-        self.frozen = self.precision == "32-true" and supports(network)
-        self._forward: Callable[[Packed], torch.Tensor] = (
-            Frozen(network, network.classification_heads[HEAD])
-            if self.frozen
-            else lambda batch: logits(network, batch).float()
-        )
+        self._forward = scoring(network, self.precision)
+        self.frozen = isinstance(self._forward, Frozen)
 
     def encode(self, columns: Sequence[Sequence[str]]) -> TokenizedSplit:
         """Texts, one or two columns of the same length, as tokens; the tokenizer's threads need no GIL."""

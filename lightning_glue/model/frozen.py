@@ -1,8 +1,9 @@
-"""The forward of a model that is no longer trained, on a CPU in float32: the answer to a row does not depend, to the
-last bit, on the rows beside it, and takes less time.
+"""The forward of a model that is not trained meanwhile, on a CPU: it takes less time, and in float32 the answer to a
+row does not depend, to the last bit, on the rows beside it.
 
-oneDNN sums a row of a product in the same order however many rows there are, once the weights are in its own layout;
-plain ``torch.nn.functional.linear`` does not. Attention sees rows of one padded length at a time, which the row alone
+Weights are put into oneDNN's own layout once, and cast once where products are in bf16; the rest is computed in float32
+as under autocast. In that layout oneDNN sums a row of a product in the same order however many rows there are; plain
+``torch.nn.functional.linear`` does not. Attention sees rows of one padded length at a time, which the row alone
 decides: torch's kernel cuts its blocks by that length.
 """
 
@@ -17,6 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lightning_glue.data.batching import Packed
+from lightning_glue.utils.processor import cpu_has_bf16
 
 if TYPE_CHECKING:
     from fairseq.models.roberta import RobertaModel
@@ -38,14 +40,15 @@ class _Linear:
     after: str = "none"
 
     @classmethod
-    def of(cls, *layers: nn.Linear, after: str = "none") -> _Linear:
+    def of(cls, dtype: torch.dtype, *layers: nn.Linear, after: str = "none") -> _Linear:
         """Of one layer, or of several that read the same input, their outputs one after the other."""
-        weight = torch.cat([layer.weight.detach() for layer in layers])
-        bias = torch.cat([layer.bias.detach() for layer in layers])
+        weight = torch.cat([layer.weight.detach().to(dtype) for layer in layers])
+        bias = torch.cat([layer.bias.detach().to(dtype) for layer in layers])
         return cls(torch.ops.mkldnn._reorder_linear_weight(weight, _ROWS_PACKED_FOR), bias, after)
 
     def __call__(self, x: Tensor) -> Tensor:
         algorithm = "none" if self.after == "gelu" else ""  # the exact one, of erf
+        x = x.to(self.bias.dtype)
         return torch.ops.mkldnn._linear_pointwise(x, self.weight, self.bias, self.after, [], algorithm)
 
 
@@ -77,17 +80,17 @@ class _Layer:
         last: of which the first token of each row is all that is wanted.
     """
 
-    def __init__(self, layer: TransformerEncoderLayerBase, last: bool) -> None:
+    def __init__(self, layer: TransformerEncoderLayerBase, last: bool, dtype: torch.dtype) -> None:
         attention = layer.self_attn
         self.heads: int = attention.num_heads
-        self.query = _Linear.of(attention.q_proj) if last else None
-        parts = [attention.k_proj, attention.v_proj]
-        self.projections = _Linear.of(*parts) if last else _Linear.of(attention.q_proj, *parts)
-        self.out = _Linear.of(attention.out_proj)
+        self.query = _Linear.of(dtype, attention.q_proj) if last else None
+        parts = [*([] if last else [attention.q_proj]), attention.k_proj, attention.v_proj]
+        self.projections = _Linear.of(dtype, *parts)
+        self.out = _Linear.of(dtype, attention.out_proj)
         fused = layer.activation_fn.__name__ == "gelu"
-        self.fc1 = _Linear.of(layer.fc1, after="gelu" if fused else "none")
+        self.fc1 = _Linear.of(dtype, layer.fc1, after="gelu" if fused else "none")
         self.activation: Callable[[Tensor], Tensor] | None = None if fused else layer.activation_fn
-        self.fc2 = _Linear.of(layer.fc2)
+        self.fc2 = _Linear.of(dtype, layer.fc2)
         self.norms: tuple[nn.Module, nn.Module] = layer.self_attn_layer_norm, layer.final_layer_norm
 
     def __call__(self, x: Tensor, groups: list[_Group], first: Tensor) -> Tensor:
@@ -110,19 +113,21 @@ class _Layer:
         (rows, width) of the first of them."""
         padded = parts.index_select(0, group.padded).view(*group.shape, 3 if queries is None else 2, self.heads, -1)
         *q, k, v = padded.permute(2, 0, 3, 1, 4).unbind(0)
-        found = F.scaled_dot_product_attention(q[0] if queries is None else queries, k, v, attn_mask=group.mask)
+        mask = group.mask.to(k.dtype)
+        found = F.scaled_dot_product_attention(q[0] if queries is None else queries, k, v, attn_mask=mask)
         if queries is not None:
             return found[:, :, 0].flatten(1)
         return found.transpose(1, 2).reshape(len(group.padded), -1).index_select(0, group.real)
 
 
-def supports(model: RobertaModel) -> bool:
-    """Whether it is a model that :mod:`~lightning_glue.model.unpadded` knows, on a CPU in float32, and torch has
-    oneDNN."""
+def supports(model: RobertaModel, dtype: torch.dtype = torch.float32) -> bool:
+    """Whether it is a model that :mod:`~lightning_glue.model.unpadded` knows, on a CPU in float32, torch has oneDNN and
+    this processor products of ``dtype``."""
     weight = model.encoder.sentence_encoder.embed_tokens.weight
     here = weight.device.type == "cpu" and weight.dtype == torch.float32
     has = torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
-    return here and has and bool(model.runs_unpadded)
+    multiplies = dtype == torch.float32 or (dtype == torch.bfloat16 and cpu_has_bf16())
+    return here and has and multiplies and bool(model.runs_unpadded)
 
 
 class Frozen:
@@ -131,13 +136,14 @@ class Frozen:
     Args:
         model: one that :func:`supports` says yes to.
         head: its classification head.
+        dtype: of the products.
     """
 
-    def __init__(self, model: RobertaModel, head: Any) -> None:
+    def __init__(self, model: RobertaModel, head: Any, dtype: torch.dtype = torch.float32) -> None:
         self._encoder: TransformerEncoderBase = model.encoder.sentence_encoder
         layers = self._encoder.layers
-        self._layers = [_Layer(layer, last=i == len(layers) - 1) for i, layer in enumerate(layers)]
-        self._dense, self._out = _Linear.of(head.dense), _Linear.of(head.out_proj)
+        self._layers = [_Layer(layer, i == len(layers) - 1, dtype) for i, layer in enumerate(layers)]
+        self._dense, self._out = _Linear.of(dtype, head.dense), _Linear.of(dtype, head.out_proj)
         self._activation: Callable[[Tensor], Tensor] = head.activation_fn
 
     @torch.inference_mode()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -12,6 +13,7 @@ from pytorch_lightning.utilities.types import OptimizerLRSchedulerConfig
 from lightning_glue.config import OptimizerConfig
 from lightning_glue.data.batching import Packed
 from lightning_glue.data.datamodule import Batch
+from lightning_glue.inference.predict import scoring
 from lightning_glue.model import row_gradients
 from lightning_glue.model.roberta import RobertaModel, logits
 from lightning_glue.tasks import Task
@@ -62,6 +64,7 @@ class GlueModule(pl.LightningModule):
         self.dev_outputs = [SplitOutputs(task.num_outputs, task.is_regression, task.multilabel) for _ in task.dev]
         self.evaluations: dict[str, Evaluation] = {}  # the last evaluation, by split name
         self.diverged = ""  # where the weights ceased to be numbers
+        self._scoring: Callable[[Packed], torch.Tensor] | None = None  # during an evaluation
 
     def forward(self, batch: Packed) -> torch.Tensor:
         """Head outputs (examples, classes)."""
@@ -74,12 +77,14 @@ class GlueModule(pl.LightningModule):
     def on_validation_epoch_start(self) -> None:
         for collector in self.dev_outputs:
             collector.start(self.device)
+        self._scoring = scoring(self.model, self.trainer.precision)
 
     def validation_step(self, batch: Batch, _: int, dataloader_idx: int = 0) -> None:
-        if batch["loss_weight"]:
-            self.dev_outputs[dataloader_idx].update(batch["rows"], self(batch), batch["targets"])
+        if batch["loss_weight"] and self._scoring:
+            self.dev_outputs[dataloader_idx].update(batch["rows"], self._scoring(batch), batch["targets"])
 
     def on_validation_epoch_end(self) -> None:
+        self._scoring = None
         for split, collector in zip(self.task.dev, self.dev_outputs):
             outputs, targets = collector.compute()
             self.evaluations[split.name] = Evaluation(outputs, targets)

@@ -17,9 +17,14 @@ from hypothesis import strategies as st
 
 from lightning_glue.data.batching import EvalSampler
 from lightning_glue.data.text_stream import TextRow
+from lightning_glue.inference.predict import autocast
 from lightning_glue.inference.scorer import Scorer, resolve_precision
 from lightning_glue.inference.stream import Writer, predict_rows
 from lightning_glue.model.roberta import logits
+from lightning_glue.utils.processor import cpu_has_bf16
+
+
+PRECISIONS = ["32-true", *(["bf16-mixed"] if cpu_has_bf16() else [])]
 
 
 @pytest.fixture(scope="module")
@@ -27,19 +32,28 @@ def scorer(bpe_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Scorer:
     return make_scorer("SST-2", bpe_dir, tmp_path_factory.mktemp("sst"))
 
 
-def test_the_frozen_forward_is_that_of_training(scorer: Scorer) -> None:
+@pytest.mark.parametrize("precision", PRECISIONS)
+def test_the_frozen_forward_is_that_of_training(scorer: Scorer, precision: str) -> None:
+    scorer = Scorer(scorer.model, precision)
     assert scorer.frozen
     rows = scorer.encode([texts(200)])
+    tolerance = 1e-5 if precision == "32-true" else 2e-2
     for batch in EvalSampler(rows.lengths, 700):
         part = rows[batch]
-        with torch.no_grad():
+        with torch.no_grad(), autocast(precision, torch.device("cpu")):
             expected = logits(scorer.model.fine_tuned.model, part)
-        torch.testing.assert_close(scorer._forward(part), expected, rtol=1e-5, atol=1e-5)
+        found = scorer._forward(part)
+        assert found.dtype == expected.dtype
+        torch.testing.assert_close(found, expected, rtol=tolerance, atol=tolerance)
 
 
+@pytest.mark.parametrize("precision", PRECISIONS)
 @settings(max_examples=30, deadline=None)
 @given(st.lists(st.integers(0, 299), min_size=1, max_size=30))
-def test_a_row_has_the_same_answer_to_the_bit_in_any_company(scorer: Scorer, chosen: list[int]) -> None:
+def test_a_row_has_the_same_answer_to_the_bit_in_any_company(
+    scorer: Scorer, precision: str, chosen: list[int]
+) -> None:
+    scorer = Scorer(scorer.model, precision)
     everything = texts(300, seed=1, longest=120)
     alone = scorer.outputs(scorer.encode([[everything[chosen[0]]]]))
     together = scorer.outputs(scorer.encode([[everything[i] for i in chosen]]))
