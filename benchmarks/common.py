@@ -18,6 +18,7 @@ BASE = {
     "encoder_layers": 12, "encoder_embed_dim": 768, "encoder_ffn_embed_dim": 3072, "encoder_attention_heads": 12,
     "max_positions": 512,
 }  # fmt: skip
+MINILM = BASE | {"encoder_layers": 6, "encoder_embed_dim": 384, "encoder_ffn_embed_dim": 1536}
 
 
 def machine() -> dict[str, str | int | bool]:

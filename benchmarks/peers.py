@@ -144,13 +144,16 @@ def hugging_face_model(folder: Path, outputs: int) -> Any:
 
     from lightning_glue.model.huggingface import to_huggingface
 
-    state = fine_tuned(folder).state_dict()
-    vocabulary = len(state["encoder.sentence_encoder.embed_tokens.weight"])
+    start = fine_tuned(folder)
+    layers = start.encoder.sentence_encoder.layers
+    vocabulary, width = start.encoder.sentence_encoder.embed_tokens.weight.shape
     config = RobertaConfig(vocab_size=vocabulary, max_position_embeddings=514, type_vocab_size=1, layer_norm_eps=1e-5,
-                           pad_token_id=1, bos_token_id=0, eos_token_id=2)  # fmt: skip
+                           pad_token_id=1, bos_token_id=0, eos_token_id=2, hidden_size=width,
+                           num_hidden_layers=len(layers), num_attention_heads=layers[0].self_attn.num_heads,
+                           intermediate_size=layers[0].fc1.out_features)  # fmt: skip
     config.num_labels = outputs
     model = RobertaForSequenceClassification(config)
-    model.load_state_dict(to_huggingface(state, 12, vocabulary))
+    model.load_state_dict(to_huggingface(start.state_dict(), len(layers), vocabulary))
     return model
 
 

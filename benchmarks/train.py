@@ -1,6 +1,6 @@
-"""Training and evaluation at roberta.base's shape: lightning-glue, fairseq-hydra-train and Hugging Face's Trainer.
+"""Training and evaluation of one shape: lightning-glue, fairseq-hydra-train and Hugging Face's Trainer.
 
-    GLUE_DIR=... ROBERTA_BPE_DIR=... python benchmarks/train.py [--tasks RTE SST-2] [--rounds 2] [--steps 12]
+    GLUE_DIR=... ROBERTA_BPE_DIR=... python benchmarks/train.py [--tasks RTE SST-2] [--shape base] [--rounds 2]
 
 Every side trains the same number of steps from the same (random) weights, with the recipe's batch and its own
 sampler, then evaluates the same dev rows, in a process of its own; the sides take turns. Dropout is on. The bf16 sides
@@ -21,7 +21,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from common import BASE, describe_machine, matmul_rate
+from common import BASE, MINILM, describe_machine, matmul_rate
 from peers import SIDES
 from records import keep
 
@@ -31,12 +31,13 @@ from lightning_glue.training.devices import cpu_has_bf16
 
 LENGTHS = 0.05  # what the sides' examples may differ in length on average
 TOLERANCE = {"fp32": 1e-4, "bf16": 2e-2}
-_PARAMETERS = 12 * (4 * 768 * 768 + 2 * 768 * 3072)  # of the matrix products of an encoder of this shape
+SHAPES = {"base": BASE, "minilm": MINILM}
 
 
 def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--tasks", nargs="+", default=["RTE", "SST-2"], help="default: RTE SST-2")
+    parser.add_argument("--shape", choices=list(SHAPES), default="base", help="default: %(default)s")
     parser.add_argument("--rounds", type=int, default=2, help="default: %(default)s")
     parser.add_argument("--steps", type=int, default=12, help="timed in a round (default: %(default)s)")
     parser.add_argument("--dev", type=int, default=128, help="dev rows (default: %(default)s)")
@@ -64,8 +65,14 @@ def mean_length(task: Task, split: Split, directory: Path) -> float:
     return float(load_split(task, split, directory, 512).lengths.mean())
 
 
-def make_start(task: Task, steps: int, dev: int, folder: Path) -> dict[str, float]:
-    """Rows, and random weights of roberta.base's shape; real tokens an example has on average, by kind."""
+def multiplied(shape: dict[str, int]) -> int:
+    """Parameters of the matrix products of an encoder."""
+    width, inner = shape["encoder_embed_dim"], shape["encoder_ffn_embed_dim"]
+    return shape["encoder_layers"] * (4 * width * width + 2 * width * inner)
+
+
+def make_start(task: Task, shape: dict[str, int], steps: int, dev: int, folder: Path) -> dict[str, float]:
+    """Rows, and random weights of a shape; real tokens an example has on average, by kind."""
     import torch
 
     from lightning_glue.data import binarize, sources
@@ -95,7 +102,7 @@ def make_start(task: Task, steps: int, dev: int, folder: Path) -> dict[str, floa
             break
     (few / task.directory / "dev.tsv").write_bytes((rows / task.directory / "dev.tsv").read_bytes())
     (folder / "few").symlink_to(binarize.prepare(task, few, tokenizer, folder / "cache").directory)
-    model = build_model(Pretrained(BASE, None, tokenizer, ""), task.num_outputs, {"dropout": 0.1})
+    model = build_model(Pretrained(shape, None, tokenizer, ""), task.num_outputs, {"dropout": 0.1})
     export(model, task, tokenizer, symbols, 0, folder / "start")
     return lengths
 
@@ -126,7 +133,7 @@ def check_same_work(results: dict[str, list[dict[str, Any]]], train: int, dev: i
 
 
 def print_table(
-    results: dict[str, list[dict[str, Any]]], lengths: dict[str, float], rates: dict[str, float]
+    results: dict[str, list[dict[str, Any]]], lengths: dict[str, float], rates: dict[str, float], parameters: int
 ) -> dict[str, float]:
     """Print speeds; ours over each of the others, by ``<train or eval>: <ours> / <theirs>``."""
 
@@ -140,7 +147,7 @@ def print_table(
         for side, runs in results.items():
             values = [run[f"{kind}_examples"] / run[f"{kind}_seconds"] for run in runs]
             ratios = " | ".join(f"{speed(side, kind) / speed(peer, kind):5.2f}" for peer in peers)
-            flops = (6 if kind == "train" else 2) * _PARAMETERS * lengths[kind]
+            flops = (6 if kind == "train" else 2) * parameters * lengths[kind]
             share = speed(side, kind) * flops / rates[SIDES[side].precision]
             if SIDES[side].ours:
                 found |= {f"{kind}: {side} / {peer}": speed(side, kind) / speed(peer, kind) for peer in peers}
@@ -151,24 +158,25 @@ def print_table(
 
 def compare(task: Task, args: argparse.Namespace) -> dict[str, float]:
     """Measure all sides in turn on one task and print the tables; the ratios."""
-    size = configuration.compose([], task=task.name).data.batch_size
+    size, shape = configuration.compose([], task=task.name).data.batch_size, SHAPES[args.shape]
     precisions = {"fp32", "bf16"} if cpu_has_bf16() else {"fp32"}
     sides = args.sides or [name for name, side in SIDES.items() if side.precision in precisions]
     results: dict[str, list[dict[str, Any]]] = {side: [] for side in sides}
     with tempfile.TemporaryDirectory() as temporary:
-        lengths = make_start(task, args.steps, args.dev, Path(temporary))
+        lengths = make_start(task, shape, args.steps, args.dev, Path(temporary))
         for _ in range(args.rounds):
             for side in sides:
                 results[side].append(measure(side, task.name, args.steps, Path(temporary)))
     check_same_work(results, args.steps * size, args.dev, lengths["train"])
     trained = f"{args.steps} steps of {size} examples, {lengths['train']:.1f} real tokens each"
-    print(f"\n{task.name}: {trained}; {args.dev} dev rows of {lengths['eval']:.1f}; {args.rounds} rounds")
+    print(f"\n{task.name}, {args.shape}: {trained}; {args.dev} dev rows of {lengths['eval']:.1f}; {args.rounds} rounds")
     padded = {side: runs[0]["padded_tokens"] / runs[0]["real_tokens"] for side, runs in results.items()}
     print("tokens of a batch with padding to real ones: ", end="")
     print(", ".join(f"{side} {value:.2f}" for side, value in padded.items()))
     dtypes = {"fp32": "float32", "bf16": "bfloat16"}
     measured = {SIDES[side].precision for side in sides}  # a processor without bf16 takes minutes for its rate
-    return print_table(results, lengths, {precision: matmul_rate(dtypes[precision]) for precision in measured})
+    rates = {precision: matmul_rate(dtypes[precision]) for precision in measured}
+    return print_table(results, lengths, rates, multiplied(shape))
 
 
 def main() -> None:
@@ -179,7 +187,7 @@ def main() -> None:
     print(describe_machine())
     ratios: dict[str, float] = {}
     for task in tasks:
-        ratios |= {f"{task.name} {name}": value for name, value in compare(task, args).items()}
+        ratios |= {f"{task.name} {args.shape} {name}": value for name, value in compare(task, args).items()}
     keep(ratios)
 
 
