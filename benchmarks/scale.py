@@ -182,6 +182,26 @@ def measure_trials(storage: str, name: str, finished: int, total: int) -> float:
     return (stamps[-1] - stamps[0]) / (len(stamps) - 1) * 1000
 
 
+def measure_optuna(storage: str) -> float:
+    """CPU ms of a trial that Optuna's own loop asks for, draws, reports twice and tells, and nothing more."""
+    from lightning_glue.tuning.storage import open_storage
+
+    study = optuna.create_study(
+        study_name="alone", storage=open_storage(storage), sampler=optuna.samplers.RandomSampler(1)
+    )
+
+    def trial(asked: optuna.Trial) -> float:
+        x = asked.suggest_float("x", 0.0, 1.0)
+        for step in (1, 2):
+            asked.report(x, step)
+        return x
+
+    study.optimize(trial, 1)
+    before = time.process_time()
+    study.optimize(trial, MEASURED)
+    return (time.process_time() - before) / MEASURED * 1000
+
+
 def signal_of_the_end() -> Any:
     import signal
 
@@ -207,12 +227,15 @@ def show_trials() -> dict[str, float]:
             few = measure_trials(storage, "few", 0, MEASURED + SOME)
             queued = measure_trials(storage, "queued", 0, MANY)
             finished = measure_trials(storage, "finished", MANY, MANY + MEASURED + SOME)
+            alone = measure_optuna(storage)
             print(
                 f"  {kind}: {few:.1f} with {SOME} queued, {queued:.1f} with {MANY} queued ({queued / few:.2f}x), "
-                f"{finished:.1f} with {MANY} finished ({finished / few:.2f}x); load {os.getloadavg()[0]:.1f}"
+                f"{finished:.1f} with {MANY} finished ({finished / few:.2f}x); Optuna alone {alone:.1f} "
+                f"({few / alone:.2f}x); load {os.getloadavg()[0]:.1f}"
             )
             ratios |= {f"trial, {kind}: {MANY} queued / {SOME}": queued / few}
             ratios |= {f"trial, {kind}: {MANY} finished / {SOME} queued": finished / few}
+            ratios |= {f"trial, {kind}: a search / Optuna alone": few / alone}
     finally:
         if server:
             server.remove()
