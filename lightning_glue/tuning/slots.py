@@ -62,8 +62,13 @@ class Slots:
     def update(self, trials: Sequence[FrozenTrial]) -> None:
         """Args: trials: all of them, in the order of their numbers."""
         for trial in itertools.islice(trials, self._settled, None):
-            if trial.number not in self._finished:
-                self._put(trial)
+            self.put(trial)
+
+    def put(self, trial: FrozenTrial) -> None:
+        """One trial as it is now; the others are as they were."""
+        if trial.number < self._settled or trial.number in self._finished:
+            return
+        self._put(trial)
         while self._settled in self._finished:
             self._finished.remove(self._settled)
             self._settled += 1

@@ -8,6 +8,7 @@ number of trials is exact however many controllers take part; :mod:`lightning_gl
 
 from __future__ import annotations
 
+import copy
 import random
 import time
 import uuid
@@ -32,6 +33,7 @@ from lightning_glue.utils.processes import process_identity
 
 AHEAD = 16  # trials that wait in the storage
 _STANDSTILL_SECONDS = 10.0  # without a new trial, after which the maker of a study is taken for dead
+_LOOK_SECONDS = 1.0  # how long a look at the trials is good for
 _GAP_SECONDS = 1.0  # nothing waits although trials are missing: whoever was to queue them is gone
 _INTERRUPTED = "interrupted"  # reason of a failure that costs no retry
 _ID, _TOTAL = "id", "trials "  # attributes of a study; each total asked for is an attribute of its own: the largest is
@@ -68,6 +70,7 @@ class SharedStudy:
         self._retry_before = 0  # number of the first trial that was not there when this controller began
         self._gap_since: float | None = None
         self.slots = Slots()  # as they were seen last
+        self._looked = float("-inf")  # when that was
         self._data: dict[str, str] | None = None
         self._heartbeats = Heartbeats(heartbeat)
         self._pulse = 0
@@ -142,7 +145,13 @@ class SharedStudy:
         return self._view(optuna.samplers.RandomSampler())
 
     def _view(self, sampler: optuna.samplers.BaseSampler) -> optuna.Study:
-        return optuna.load_study(study_name=self.name, storage=self.storage, sampler=sampler, pruner=self.pruner)
+        view = copy.copy(self._loaded)  # nothing cached is copied, and the storage is not asked for the name again
+        view.sampler = sampler
+        return view
+
+    @cached_property
+    def _loaded(self) -> optuna.Study:
+        return optuna.load_study(study_name=self.name, storage=self.storage, pruner=self.pruner)
 
     def trials(self, *states: TrialState) -> list[FrozenTrial]:
         """To look at only: they are the storage's own."""
@@ -152,14 +161,18 @@ class SharedStudy:
 
     def look(self) -> Slots:
         """The trials by slot, as the storage has them now: the same object each time, brought up to date."""
-        self.slots.update(self.trials())
+        self._look()
         return self.slots
+
+    def _look(self) -> list[FrozenTrial]:
+        trials = self.trials()
+        self.slots.update(trials)
+        self._looked = time.monotonic()
+        return trials
 
     def ended(self, number: int) -> FrozenTrial:
         """A trial that has just ended, as the storage has it; :attr:`slots` are brought up to date with it."""
-        trials = self.trials()
-        self.slots.update(trials)
-        return trials[number]
+        return self._look()[number]
 
     def trial(self, trial_id: int) -> FrozenTrial:
         return self._patiently(lambda: self.storage.get_trial(trial_id))
@@ -252,8 +265,12 @@ class SharedStudy:
         """Own the next waiting trial, with its parameters drawn; None where none waits."""
         from lightning_glue.tuning.space import suggest_parameters
 
-        slots = self.look()
-        taken = self._take(slots)
+        # Not read again where they were just now: what was seen to hold its slot holds it until it fails, and only one
+        # controller can take it.
+        just_now = time.monotonic() - self._looked < _LOOK_SECONDS
+        taken = self._take(self.slots, at_most=1) if just_now else None
+        taken = taken or self._take(self.look())
+        slots = self.slots
         if taken is None:
             self._mind_the_gap(slots)
             return None
@@ -276,9 +293,9 @@ class SharedStudy:
         self.beat(trial_id)
         return self._patiently(draw)
 
-    def _take(self, slots: Slots) -> FrozenTrial | None:
-        """Turn the first trial that waits to RUNNING; those that hold no slot are withdrawn."""
-        for waiting in slots.waiting(self.total):
+    def _take(self, slots: Slots, at_most: int | None = None) -> FrozenTrial | None:
+        """Turn the first trial that waits to RUNNING, of ``at_most`` so many; those that hold no slot are withdrawn."""
+        for waiting in slots.waiting(self.total)[:at_most]:
 
             def attempt(trial_id: int = waiting._trial_id) -> bool:
                 try:
@@ -289,7 +306,10 @@ class SharedStudy:
             if not self._patiently(attempt):
                 continue
             if slots.holds(waiting):
-                return waiting
+                taken = copy.copy(waiting)  # that one is the storage's own
+                taken.state = TrialState.RUNNING
+                slots.put(taken)
+                return taken
             self.finish(waiting._trial_id, TrialState.FAIL, reason=SURPLUS)
         return None
 
