@@ -23,7 +23,6 @@ from lightning_glue.inference.stream import Writer, predict_rows
 from lightning_glue.model.roberta import logits
 from lightning_glue.utils.processor import cpu_has_bf16
 
-
 PRECISIONS = ["32-true", *(["bf16-mixed"] if cpu_has_bf16() else [])]
 
 
@@ -50,9 +49,7 @@ def test_the_frozen_forward_is_that_of_training(scorer: Scorer, precision: str) 
 @pytest.mark.parametrize("precision", PRECISIONS)
 @settings(max_examples=30, deadline=None)
 @given(st.lists(st.integers(0, 299), min_size=1, max_size=30))
-def test_a_row_has_the_same_answer_to_the_bit_in_any_company(
-    scorer: Scorer, precision: str, chosen: list[int]
-) -> None:
+def test_a_row_has_the_same_answer_to_the_bit_in_any_company(scorer: Scorer, precision: str, chosen: list[int]) -> None:
     scorer = Scorer(scorer.model, precision)
     everything = texts(300, seed=1, longest=120)
     alone = scorer.outputs(scorer.encode([[everything[chosen[0]]]]))

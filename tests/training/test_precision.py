@@ -1,10 +1,11 @@
-"""Clipping, mixed precision and the counting of steps, in every combination that the optimizer knows."""
+"""Clipping, mixed precision and the counting of steps, in every combination that the optimizer knows; evaluations."""
 
 from __future__ import annotations
 
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import pytorch_lightning as pl
 import torch
@@ -12,8 +13,11 @@ from pytorch_lightning.loggers.logger import DummyLogger
 from pytorch_lightning.plugins import MixedPrecision, Precision
 
 from lightning_glue import config as configuration
+from lightning_glue.data.batching import MicroBatch
+from lightning_glue.model.roberta import stock_logits
 from lightning_glue.training.build import Warm, build
 from lightning_glue.training.callbacks import TrainingMonitor
+from lightning_glue.training.module import GlueModule
 from lightning_glue.training.optimizer import FairseqAdamW
 
 OPTIONS: dict[str, Any] = {"lr": 1e-2, "betas": (0.9, 0.98), "eps": 1e-3, "weight_decay": 0.1}
@@ -128,3 +132,54 @@ def test_gradients_are_clipped_and_their_norm_is_that_of_the_loss(
     assert taken == pytest.approx([limit] * 2, rel=1e-3)
     unclipped, _ = norms(name, 0.0, warm, bpe_dir)
     assert unclipped[0] == pytest.approx(logged[0], rel=1e-5)
+
+
+class FairseqsForward(pl.Callback):
+    """How far each evaluation's outputs are from those of fairseq's forward with the weights of that moment."""
+
+    def __init__(self) -> None:
+        self.distances: list[float] = []
+        self.first: list[torch.Tensor] = []
+
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        assert isinstance(pl_module, GlueModule)
+        name = pl_module.task.dev[0].name
+        split = trainer.datamodule.splits[name]  # type: ignore[attr-defined]
+        batch = split[MicroBatch(np.arange(len(split)), 1.0)]
+        expected = stock_logits(pl_module.model, batch).float()
+        outputs = pl_module.evaluations[name].outputs.float()
+        self.distances.append(float((outputs - expected).abs().max()))
+        self.first.append(expected[0])
+
+
+@pytest.mark.parametrize(("name", "tolerance"), [("32-true", 1e-5), ("bf16-mixed", 2e-2)])
+def test_an_evaluation_is_of_the_weights_as_they_are(
+    name: str, tolerance: float, warm: Warm, cache: Path, bpe_dir: Path
+) -> None:
+    chosen = configuration.compose(
+        [f"data.bpe_dir={bpe_dir}", "trainer.gpus=0", "data.batch_size=8", "optimizer.lr=0.01"],
+        task="WNLI",
+        model="tiny",
+        data="sample",
+    )
+    pl.seed_everything(1, verbose=False)
+    module, data, _ = build(chosen, warm)
+    seen = FairseqsForward()
+    trainer = pl.Trainer(
+        accelerator="cpu",
+        devices=1,
+        max_steps=6,
+        val_check_interval=2,
+        precision=name,  # type: ignore[arg-type]
+        logger=False,
+        callbacks=[seen],
+        num_sanity_val_steps=0,
+        use_distributed_sampler=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+    )
+    trainer.fit(module, data)
+    assert len(seen.distances) == 3
+    assert max(seen.distances) < tolerance
+    assert float((seen.first[0] - seen.first[-1]).abs().max()) > tolerance  # training has moved them

@@ -480,9 +480,11 @@ def test_a_killed_controller_takes_its_processes_along_and_another_goes_on(stora
     finish([start_controller(storage, 12)])
     trials = stored_trials(storage)
     assert sum(trial.state == TrialState.COMPLETE for trial in trials) == 12
-    assert [trial.user_attrs["reason"] for trial in trials if trial.state == TrialState.FAIL] == [
-        "its controller died"
-    ] * (len(trials) - 12)
+    failed = [trial for trial in trials if trial.state == TrialState.FAIL]
+    assert len(failed) == len(trials) - 12
+    for trial in failed:  # killed between taking a trial and its first sign of life, it has never run
+        heard = "heartbeat" in trial.user_attrs
+        assert trial.user_attrs["reason"] == ("its controller died" if heard else "interrupted")
 
 
 def test_killed_workers_are_replaced_and_their_trials_retried(storage: str) -> None:
