@@ -25,7 +25,7 @@ def autocast(precision: str, device: torch.device) -> AbstractContextManager[obj
 
 def _product_type(precision: str, device: torch.device) -> torch.dtype:
     if not precision.endswith("-mixed"):
-        return {"32-true": torch.float32, "64-true": torch.float64}[precision]
+        return torch.float64 if precision == "64-true" else torch.float32
     return torch.float16 if precision == "16-mixed" and device.type == "cuda" else torch.bfloat16
 
 

@@ -264,7 +264,8 @@ def test_a_regression_of_any_range(here: Path) -> None:
     test.write_text('{"body": "a red day 1"}\n')
     found = lg.fit(
         train=train, test=test, text="body", label="score", kind="regression", model="tiny", gpus=0, max_epochs=16,
-        lr=5e-3, data={"metrics": ["pearson", "mean_absolute_error"]}, overrides={"trainer.predict": True},
+        lr=5e-3, data={"metrics": ["pearson", "mean_absolute_error"]},
+        overrides={"trainer.predict": True, "trainer.precision": "32-true"},
     )  # fmt: skip
     assert found.metrics["dev/pearson"] > 0.9
     (score,) = lg.load(found).predict(["a red day 1"]).scores
