@@ -25,7 +25,7 @@ FLAGS = "--task WNLI --data sample --model tiny --gpus 0 tracking.system_metrics
 TORCHRUN = f"{sys.executable} -m torch.distributed.run --nproc-per-node"
 TRAIN = f"hooked.py {FLAGS}"  # each process tells its place before the first step
 HOOKED = """
-import os
+import os, time
 from lightning_glue import train
 from lightning_glue.training import module
 from lightning_glue.utils.console import run_main
@@ -34,7 +34,11 @@ def tell(self):
     line = f"rank {self.trainer.global_rank} of {self.trainer.world_size} on {node} from {self.trainer.global_step}\\n"
     with open("ranks", "a") as file:
         file.write(line)
+def hold(self, *_):
+    if os.path.exists("held"):  # the training lasts until a test has done what it does to it, on any machine
+        time.sleep(0.5)
 module.GlueModule.on_train_start = tell
+module.GlueModule.on_train_batch_start = hold
 run_main(train.main)
 """
 
@@ -279,6 +283,7 @@ def test_a_job_that_is_warned_saves_and_goes_on_as_the_same_run_when_it_is_reque
 ) -> None:
     """``time``: by SLURM, before the job's time is up; else by scancel, to the same processes: the steps of the job."""
     epochs = 60 if number == "time" else 25  # SLURM looks twice a minute
+    (tmp_path / "held").touch()
     job = submit(cluster, tmp_path, documented_script(epochs))
     wait_for(lambda: (tmp_path / "ranks").exists() and len(ranks(tmp_path)) == 2)
     wait_for(lambda: "epoch 2/" in (tmp_path / "out").read_text())
@@ -290,6 +295,7 @@ def test_a_job_that_is_warned_saves_and_goes_on_as_the_same_run_when_it_is_reque
         assert cluster.command("scancel", f"--signal={number}", job).returncode == 0
     wait_for(lambda: "goes on" in (tmp_path / "out").read_text())
     wait_for(lambda: state(cluster, job) not in ("RUNNING", "COMPLETING"))
+    (tmp_path / "held").unlink()
     assert cluster.command("scontrol", "requeue", job).returncode == 0
     assert cluster.command("scontrol", "update", f"jobid={job}", "timelimit=20").returncode == 0
     wait_for(lambda: field(cluster, job, "Restarts") == "1" and state(cluster, job) == "COMPLETED")
