@@ -86,7 +86,7 @@ class Stopwatch:
 
 
 def run_fairseq(side: Side, task: str, folder: Path, steps: int, watch: Stopwatch) -> None:
-    """The tutorial's command and config, on the CPU; timers around the trainer's own methods."""
+    """The tutorial's command and config, on the CPU, of the shape of ``start/``; timers around the trainer's methods."""
     import fairseq
     import torch
     from fairseq.trainer import Trainer
@@ -129,6 +129,7 @@ def run_fairseq(side: Side, task: str, folder: Path, steps: int, watch: Stopwatc
     }
     sys.argv = ["fairseq-hydra-train", "--config-dir", str(config), "--config-name", name]
     sys.argv += [f"{key}={value}" for key, value in options.items()]
+    sys.argv += [f"++model.{key}={value}" for key, value in shape_of(folder).items()]
     cli_main()
 
 
@@ -138,22 +139,34 @@ def fine_tuned(folder: Path) -> Any:
     return load_fine_tuned(folder / "start").model
 
 
+def shape_of(folder: Path) -> dict[str, int]:
+    """Of the model in ``start/``, by fairseq's names."""
+    encoder = fine_tuned(folder).encoder.sentence_encoder
+    layer = encoder.layers[0]
+    return {
+        "encoder_layers": len(encoder.layers),
+        "encoder_embed_dim": layer.fc1.in_features,
+        "encoder_ffn_embed_dim": layer.fc1.out_features,
+        "encoder_attention_heads": layer.self_attn.num_heads,
+    }
+
+
 def hugging_face_model(folder: Path, outputs: int) -> Any:
     """RobertaForSequenceClassification with the weights of ``start/``."""
     from transformers import RobertaConfig, RobertaForSequenceClassification
 
     from lightning_glue.model.huggingface import to_huggingface
 
-    start = fine_tuned(folder)
-    layers = start.encoder.sentence_encoder.layers
-    vocabulary, width = start.encoder.sentence_encoder.embed_tokens.weight.shape
+    start, shape = fine_tuned(folder), shape_of(folder)
+    vocabulary = len(start.encoder.sentence_encoder.embed_tokens.weight)
     config = RobertaConfig(vocab_size=vocabulary, max_position_embeddings=514, type_vocab_size=1, layer_norm_eps=1e-5,
-                           pad_token_id=1, bos_token_id=0, eos_token_id=2, hidden_size=width,
-                           num_hidden_layers=len(layers), num_attention_heads=layers[0].self_attn.num_heads,
-                           intermediate_size=layers[0].fc1.out_features)  # fmt: skip
+                           pad_token_id=1, bos_token_id=0, eos_token_id=2, hidden_size=shape["encoder_embed_dim"],
+                           num_hidden_layers=shape["encoder_layers"],
+                           num_attention_heads=shape["encoder_attention_heads"],
+                           intermediate_size=shape["encoder_ffn_embed_dim"])  # fmt: skip
     config.num_labels = outputs
     model = RobertaForSequenceClassification(config)
-    model.load_state_dict(to_huggingface(start.state_dict(), len(layers), vocabulary))
+    model.load_state_dict(to_huggingface(start.state_dict(), shape["encoder_layers"], vocabulary))
     return model
 
 
