@@ -86,7 +86,7 @@ class Stopwatch:
 
 
 def run_fairseq(side: Side, task: str, folder: Path, steps: int, watch: Stopwatch) -> None:
-    """The tutorial's command and config, on the CPU, of the shape of ``start/``; timers around the trainer's methods."""
+    """The tutorial's command and config, on the CPU, of the shape of ``start/``; timers around the trainer's own."""
     import fairseq
     import torch
     from fairseq.trainer import Trainer
