@@ -11,8 +11,6 @@ from __future__ import annotations
 import copy
 import random
 import time
-import uuid
-import warnings
 from collections.abc import Mapping
 from functools import cached_property
 from typing import Any
@@ -20,14 +18,12 @@ from typing import Any
 import optuna
 from optuna.pruners import BasePruner, NopPruner
 from optuna.storages import BaseStorage
-from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, Trial, TrialState
 
-from lightning_glue.errors import UserError
 from lightning_glue.tuning.heartbeat import Heartbeats
 from lightning_glue.tuning.slots import SURPLUS, Slots, slot_of
 from lightning_glue.tuning.space import Space
-from lightning_glue.tuning.storage import Patience
+from lightning_glue.tuning.stored_study import StoredStudy
 from lightning_glue.tuning.strategy import Sampler
 from lightning_glue.utils.processes import process_identity
 
@@ -36,10 +32,10 @@ _STANDSTILL_SECONDS = 10.0  # without a new trial, after which the maker of a st
 _LOOK_SECONDS = 1.0  # how long a look at the trials is good for
 _GAP_SECONDS = 1.0  # nothing waits although trials are missing: whoever was to queue them is gone
 _INTERRUPTED = "interrupted"  # reason of a failure that costs no retry
-_ID, _TOTAL = "id", "trials "  # attributes of a study; each total asked for is an attribute of its own: the largest is
+_TOTAL = "trials "  # attributes of a study; each total asked for is an attribute of its own: the largest is
 
 
-class SharedStudy:
+class SharedStudy(StoredStudy):
     """One controller's view of a study.
 
     Args:
@@ -47,7 +43,6 @@ class SharedStudy:
         heartbeat: seconds between two signs of life of a running trial.
 
     Attributes:
-        id: tells the study from every other one of its name.
         mine: ids of the trials that run under this controller.
     """
 
@@ -62,82 +57,17 @@ class SharedStudy:
         heartbeat: float,
         retries: int,
     ) -> None:
-        self.name, self.storage, self.sampler, self.pruner = name, storage, sampler, pruner
+        super().__init__(name, storage, identity, patience=min(10.0, heartbeat))
+        self.sampler, self.pruner = sampler, pruner
         self.heartbeat, self.retries = heartbeat, retries
         self.mine: set[int] = set()
         self.total, self.first, self.grows = 0, list[dict[str, Any]](), True
-        self._patiently = Patience(name, longest=min(10.0, heartbeat))
         self._retry_before = 0  # number of the first trial that was not there when this controller began
         self._gap_since: float | None = None
         self.slots = Slots()  # as they were seen last
         self._looked = float("-inf")  # when that was
-        self._data: dict[str, str] | None = None
         self._heartbeats = Heartbeats(heartbeat)
         self._pulse = 0
-        self.created = self._create(identity)
-        if not self.created:
-            self._compare(identity)
-        self.id = self._own_id()
-
-    def _create(self, identity: Mapping[str, Any]) -> bool:
-        """Create the study; False where it exists. Exactly one of several controllers creates it."""
-        try:
-            study_id = self.storage.create_new_study([StudyDirection.MAXIMIZE], self.name)
-        except optuna.exceptions.DuplicatedStudyError:
-            return False
-        for key, value in {_ID: uuid.uuid4().hex, **identity}.items():  # who sees all of the identity sees the id
-            self.storage.set_study_user_attr(study_id, key, value)
-        if "metric" in identity:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # experimental
-                self.study.set_metric_names([identity["metric"]])  # what optuna-dashboard calls the objective
-        return True
-
-    def _own_id(self) -> str:
-        """The study's id; one made by an earlier version gets the same one whichever controllers give it."""
-        stored = self.attributes()
-        if _ID not in stored:
-            known = stored.get("mlflow_run", self.study_id)  # random, where there is a run
-            self.set_attribute(_ID, uuid.uuid5(uuid.NAMESPACE_OID, f"{known} {self.name}").hex)
-            stored = self.attributes()
-        return stored[_ID]
-
-    def _compare(self, identity: Mapping[str, Any]) -> None:
-        stored = self.wait_for_attributes(identity)
-        for key, value in identity.items():
-            if stored[key] == value:
-                continue
-            if isinstance(value, dict):
-                parts = sorted(set(value) | set(stored[key]))
-                part = next(part for part in parts if value.get(part) != stored[key].get(part))
-                found, asked = (str(said.get(part, "not searched"))[:200] for said in (stored[key], value))
-                raise UserError(
-                    f"study {self.name!r} was made with another {key}: {part} is {found} there, {asked} here; "
-                    "use the same configuration or another --study"
-                )
-            raise UserError(
-                f"study {self.name!r} was made with {key} {stored[key]!r}, this command says {value!r}; "
-                "use the same configuration or another --study"
-            )
-
-    def wait_for_attributes(self, names: Mapping[str, Any] | set[str], seconds: float = 30) -> dict[str, Any]:
-        """The study's attributes once ``names`` are among them: another controller may be writing them just now."""
-        deadline = time.monotonic() + seconds
-        while True:
-            stored = self.attributes()
-            if set(names) <= set(stored):
-                return stored
-            if time.monotonic() > deadline:
-                missing = ", ".join(sorted(set(names) - set(stored)))
-                raise UserError(
-                    f"study {self.name!r} was not made by this program, or is damaged: it lacks {missing}; "
-                    "choose another --study"
-                )
-            time.sleep(0.2)
-
-    @cached_property
-    def study_id(self) -> int:
-        return self._patiently(lambda: self.storage.get_study_id_from_name(self.name))
 
     @property
     def study(self) -> optuna.Study:
@@ -153,12 +83,6 @@ class SharedStudy:
     def _loaded(self) -> optuna.Study:
         return optuna.load_study(study_name=self.name, storage=self.storage, pruner=self.pruner)
 
-    def trials(self, *states: TrialState) -> list[FrozenTrial]:
-        """To look at only: they are the storage's own."""
-        return self._patiently(
-            lambda: self.storage.get_all_trials(self.study_id, deepcopy=False, states=states or None)
-        )
-
     def look(self) -> Slots:
         """The trials by slot, as the storage has them now: the same object each time, brought up to date."""
         self._look()
@@ -173,35 +97,6 @@ class SharedStudy:
     def ended(self, number: int) -> FrozenTrial:
         """A trial that has just ended, as the storage has it; :attr:`slots` are brought up to date with it."""
         return self._look()[number]
-
-    def trial(self, trial_id: int) -> FrozenTrial:
-        return self._patiently(lambda: self.storage.get_trial(trial_id))
-
-    def attributes(self) -> dict[str, Any]:
-        return self._patiently(lambda: self.storage.get_study_user_attrs(self.study_id))
-
-    def set_attribute(self, name: str, value: Any) -> None:
-        self._patiently(lambda: self.storage.set_study_user_attr(self.study_id, name, value))
-
-    def set_trial_attribute(self, trial_id: int, name: str, value: Any) -> bool:
-        """False where the trial is finished: another controller has taken this one for dead."""
-
-        def attempt() -> bool:
-            try:
-                self.storage.set_trial_user_attr(trial_id, name, value)
-            except optuna.exceptions.UpdateFinishedTrialError:
-                return False
-            return True
-
-        return self._patiently(attempt)
-
-    def data_digests(self, ours: dict[str, str]) -> dict[str, str]:
-        """Digests of the data the study's values were measured on: those of its first training."""
-        if self._data is None:  # once there, they stay
-            self._data = self.attributes().get("data")
-        if self._data is None:
-            self.set_attribute("data", ours)
-        return ours if self._data is None else self._data
 
     def asked_for(self) -> int:
         """The most trials that any command has asked of the study; 0 where none has."""
@@ -270,15 +165,14 @@ class SharedStudy:
         just_now = time.monotonic() - self._looked < _LOOK_SECONDS
         taken = self._take(self.slots, at_most=1) if just_now else None
         taken = taken or self._take(self.look())
-        slots = self.slots
         if taken is None:
-            self._mind_the_gap(slots)
+            self._mind_the_gap(self.slots)
             return None
         trial_id = taken._trial_id
         self.mine.add(trial_id)
         following = slot_of(taken) + AHEAD
-        if following < self.total and slots.is_free(following, self._retry_before):
-            self._make(slots, following)
+        if following < self.total and self.slots.is_free(following, self._retry_before):
+            self._make(self.slots, following)
         sampler = self.sampler(taken.user_attrs.get("retry_of", taken.number))
 
         def draw() -> Trial | None:
