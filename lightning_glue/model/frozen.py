@@ -120,7 +120,7 @@ class _Layer:
         return found.transpose(1, 2).reshape(len(group.padded), -1).index_select(0, group.real)
 
 
-def supports(model: RobertaModel, dtype: torch.dtype = torch.float32) -> bool:
+def supports(model: RobertaModel, dtype: torch.dtype) -> bool:
     """Whether it is a model that :mod:`~lightning_glue.model.unpadded` knows, on a CPU in float32, torch has oneDNN and
     this processor products of ``dtype``."""
     weight = model.encoder.sentence_encoder.embed_tokens.weight
@@ -139,7 +139,7 @@ class Frozen:
         dtype: of the products.
     """
 
-    def __init__(self, model: RobertaModel, head: Any, dtype: torch.dtype = torch.float32) -> None:
+    def __init__(self, model: RobertaModel, head: Any, dtype: torch.dtype) -> None:
         self._encoder: TransformerEncoderBase = model.encoder.sentence_encoder
         layers = self._encoder.layers
         self._layers = [_Layer(layer, i == len(layers) - 1, dtype) for i, layer in enumerate(layers)]

@@ -14,6 +14,7 @@ from pytorch_lightning.plugins import MixedPrecision, Precision
 
 from lightning_glue import config as configuration
 from lightning_glue.data.batching import MicroBatch
+from lightning_glue.data.datamodule import GlueDataModule
 from lightning_glue.model.roberta import stock_logits
 from lightning_glue.training.build import Warm, build
 from lightning_glue.training.callbacks import TrainingMonitor
@@ -91,30 +92,43 @@ def precision_of(name: str) -> Precision:
     return MixedPrecision(name, "cpu", torch.amp.GradScaler("cpu", init_scale=2.0**8) if name == "16-mixed" else None)  # type: ignore[arg-type]
 
 
-def norms(name: str, clip: float, warm: Warm, bpe_dir: Path) -> tuple[list[float], list[float]]:
-    """The gradients' norms as logged, and as the steps took them."""
+def built(warm: Warm, bpe_dir: Path, *overrides: str) -> tuple[GlueModule, GlueDataModule]:
+    """A tiny model on WNLI's sample, the same each time."""
     chosen = configuration.compose(
-        [f"data.bpe_dir={bpe_dir}", "trainer.gpus=0", "data.batch_size=8", "model.dropout=0"],
+        [f"data.bpe_dir={bpe_dir}", "trainer.gpus=0", "data.batch_size=8", *overrides],
         task="WNLI",
         model="tiny",
         data="sample",
     )
     pl.seed_everything(1, verbose=False)
     module, data, _ = build(chosen, warm)
-    said, taken = Said(), Norms()
-    trainer = pl.Trainer(
+    return module, data
+
+
+def make_trainer(**options: Any) -> pl.Trainer:
+    """Lightning's trainer on the CPU, silent, that keeps nothing."""
+    return pl.Trainer(
         accelerator="cpu",
         devices=1,
+        use_distributed_sampler=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        **options,
+    )
+
+
+def norms(name: str, clip: float, warm: Warm, bpe_dir: Path) -> tuple[list[float], list[float]]:
+    """The gradients' norms as logged, and as the steps took them."""
+    module, data = built(warm, bpe_dir, "model.dropout=0")
+    said, taken = Said(), Norms()
+    trainer = make_trainer(
         max_steps=3,
         limit_val_batches=0,
         gradient_clip_val=clip or None,
         plugins=[precision_of(name)],
         logger=said,
         callbacks=[TrainingMonitor(1), taken],
-        use_distributed_sampler=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
     )
     trainer.fit(module, data)
     assert trainer.global_step == 3
@@ -156,28 +170,10 @@ class FairseqsForward(pl.Callback):
 def test_an_evaluation_is_of_the_weights_as_they_are(
     name: str, tolerance: float, warm: Warm, cache: Path, bpe_dir: Path
 ) -> None:
-    chosen = configuration.compose(
-        [f"data.bpe_dir={bpe_dir}", "trainer.gpus=0", "data.batch_size=8", "optimizer.lr=0.01"],
-        task="WNLI",
-        model="tiny",
-        data="sample",
-    )
-    pl.seed_everything(1, verbose=False)
-    module, data, _ = build(chosen, warm)
+    module, data = built(warm, bpe_dir, "optimizer.lr=0.01")
     seen = FairseqsForward()
-    trainer = pl.Trainer(
-        accelerator="cpu",
-        devices=1,
-        max_steps=6,
-        val_check_interval=2,
-        precision=name,  # type: ignore[arg-type]
-        logger=False,
-        callbacks=[seen],
-        num_sanity_val_steps=0,
-        use_distributed_sampler=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
+    trainer = make_trainer(
+        max_steps=6, val_check_interval=2, precision=name, logger=False, callbacks=[seen], num_sanity_val_steps=0
     )
     trainer.fit(module, data)
     assert len(seen.distances) == 3
