@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytorch_lightning as pl
 import torch
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, Sampler
 
 from lightning_glue.data import mmap_format
 from lightning_glue.data.batching import EvalSampler, MicroBatch, Packed, TrainSampler
@@ -254,13 +254,16 @@ class GlueDataModule(pl.LightningDataModule):
             start=self.start,
             **self._processes(),
         )
-        return DataLoader(train, sampler=sampler, batch_size=None)
+        return self._loader(train, sampler)
 
     def _eval_dataloader(self, name: str) -> DataLoader:
         split = self.splits[name]
-        return DataLoader(
-            split, sampler=EvalSampler(split.lengths, self.eval_tokens, **self._processes()), batch_size=None
-        )
+        return self._loader(split, EvalSampler(split.lengths, self.eval_tokens, **self._processes()))
+
+    def _loader(self, split: TokenizedSplit, sampler: Sampler[MicroBatch]) -> DataLoader:
+        on_gpu = self.trainer is not None and self.trainer.strategy.root_device.type == "cuda"
+        # From pinned memory a copy to the device waits for nobody.
+        return DataLoader(split, sampler=sampler, batch_size=None, pin_memory=on_gpu)
 
     def val_dataloader(self) -> list[DataLoader]:
         return [self._eval_dataloader(split.name) for split in self.task.dev]

@@ -20,10 +20,11 @@ def autocast(precision: str, device: torch.device) -> AbstractContextManager[obj
     """What Lightning computes within at ``trainer.precision``; its 16-mixed is bf16-mixed on a CPU."""
     if not precision.endswith("-mixed"):
         return nullcontext()
-    return torch.autocast(device.type, dtype=_product_type(precision, device), cache_enabled=False)
+    return torch.autocast(device.type, dtype=product_type(precision, device), cache_enabled=False)
 
 
-def _product_type(precision: str, device: torch.device) -> torch.dtype:
+def product_type(precision: str, device: torch.device) -> torch.dtype:
+    """In which matrices are multiplied at ``trainer.precision``."""
     if not precision.endswith("-mixed"):
         return torch.float64 if precision == "64-true" else torch.float32
     return torch.float16 if precision == "16-mixed" and device.type == "cuda" else torch.bfloat16
@@ -35,7 +36,7 @@ def scoring(model: RobertaModel, precision: str) -> Callable[[Packed], torch.Ten
     To be called within :func:`autocast` of the same ``precision``, with rows sorted by length. On a CPU these are
     :class:`~lightning_glue.model.frozen.Frozen`'s, where that knows the model.
     """
-    dtype = _product_type(precision, next(model.parameters()).device)
+    dtype = product_type(precision, next(model.parameters()).device)
     if supports(model, dtype):
         return Frozen(model, model.classification_heads[HEAD], dtype)
     return partial(logits, model)
@@ -64,13 +65,14 @@ def predict(model: RobertaModel, split: TokenizedSplit, eval_tokens: int, precis
         model.double()
     device = next(model.parameters()).device
     outputs_of = scoring(model, precision)
-    outputs = torch.empty(len(split), model.classification_heads[HEAD].out_proj.out_features)
+    found, order = [], []
     with progress_bar(f"predict {split.name}", len(split), "examples") as advance, autocast(precision, device):
         for batch in EvalSampler(split.lengths, eval_tokens):
             part = split[batch]
-            moved = Packed(
-                tokens=part["tokens"].to(device), lengths=part["lengths"].to(device), longest=part["longest"]
-            )
-            outputs[part["rows"]] = outputs_of(moved).float().cpu()
+            tokens, lengths = (part[key].to(device, non_blocking=True) for key in ("tokens", "lengths"))
+            found.append(outputs_of(Packed(tokens=tokens, lengths=lengths, longest=part["longest"])).float())
+            order.append(part["rows"])
             advance(len(part["rows"]))
+    outputs = torch.empty(len(split), model.classification_heads[HEAD].out_proj.out_features)
+    outputs[torch.cat(order)] = torch.cat(found).cpu()
     return outputs

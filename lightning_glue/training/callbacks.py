@@ -39,9 +39,15 @@ class TrainingMonitor(pl.Callback):
         self._first = FirstNonFinite()
 
     def _reset(self, device: torch.device) -> None:
-        # loss, micro-batches, examples, real tokens, tokens with padding: summed over processes in one call
-        self.window = torch.zeros(5, dtype=torch.float64, device=device)
+        # Counts stay with the host: taking them to a GPU in each step would have it wait for the one before.
+        self.loss = torch.zeros(1, dtype=torch.float64, device=device)
+        self.counts = torch.zeros(4, dtype=torch.float64)
         self.since = time.perf_counter()
+
+    @property
+    def window(self) -> torch.Tensor:
+        """Loss, micro-batches, examples, real tokens, tokens with padding, to be summed over processes in one call."""
+        return torch.cat([self.loss, self.counts.to(self.loss.device)])
 
     def _pause(self) -> None:
         if self._paused is None:
@@ -57,13 +63,15 @@ class TrainingMonitor(pl.Callback):
             windows, elapsed = self._resumed
             same = len(windows) == trainer.world_size
             mine = windows[trainer.global_rank] if same else windows.sum(0) * trainer.is_global_zero
-            self.window += mine.to(pl_module.device)
+            self.loss += mine[:1].to(pl_module.device)
+            self.counts += mine[1:].cpu()
             self.since -= elapsed
         self._pause()
         self.sums = -self.window[:2]  # loss and micro-batches since the last evaluation, of this process
 
     def on_save_checkpoint(self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict) -> None:
-        windows = trainer.strategy.all_gather(self.window).reshape(-1, len(self.window)).cpu()
+        window = self.window
+        windows = trainer.strategy.all_gather(window).reshape(-1, len(window)).cpu()
         checkpoint["window"] = [windows, (self._paused or time.perf_counter()) - self.since]
 
     def on_load_checkpoint(self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict) -> None:
@@ -97,10 +105,8 @@ class TrainingMonitor(pl.Callback):
     ) -> None:
         assert isinstance(pl_module, GlueModule)
         counted = len(batch["rows"]) if batch["loss_weight"] else 0
-        self.window[0] += outputs["loss"].detach().double() * trainer.accumulate_grad_batches
-        self.window[1:] += torch.tensor(
-            [1.0, counted, len(batch["tokens"]), padded_size(batch)], dtype=torch.float64, device=pl_module.device
-        )
+        self.loss.add_(outputs["loss"].detach(), alpha=trainer.accumulate_grad_batches)
+        self.counts += torch.tensor([1.0, counted, len(batch["tokens"]), padded_size(batch)], dtype=torch.float64)
         stepped = (batch_idx + 1) % trainer.accumulate_grad_batches == 0
         self._first.add(trainer.global_step + (not stepped), batch, outputs["loss"])
         if stepped:
