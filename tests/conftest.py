@@ -76,6 +76,11 @@ def _minutes() -> float:
 def pytest_runtest_setup(item: pytest.Item) -> None:
     if "torch" in sys.modules:  # a model that a fixture draws is the same whatever ran before
         sys.modules["torch"].manual_seed(0)
+    if item.get_closest_marker("cuda"):
+        import torch
+
+        if not torch.cuda.is_available():
+            pytest.skip("no NVIDIA GPU is at hand")
     limit = _minutes()
     if limit and item.get_closest_marker("torture") and time.time() - float(os.environ["TORTURE_BEGAN"]) > 60 * limit:
         pytest.skip(f"TORTURE_MINUTES={limit:g} are over; TORTURE_SEED chooses which files come first")

@@ -159,16 +159,16 @@ def with_outputs(state: dict[str, torch.Tensor], order: list[int]) -> dict[str, 
     return state | {name: state[name][order] for name in head_names("out_proj")}
 
 
-def logits(model: RobertaModel, batch: Packed) -> torch.Tensor:
-    """Head outputs (examples, classes)."""
+def logits(model: RobertaModel, batch: Packed, read: int | None = None) -> torch.Tensor:
+    """Head outputs (examples, classes), of the first ``read`` examples or of all."""
     if not model.runs_unpadded:
-        return stock_logits(model, batch)
-    return model.classification_heads[HEAD](unpadded.features(model, batch)[:, None])
+        return stock_logits(model, batch, read)
+    return model.classification_heads[HEAD](unpadded.features(model, batch, read)[:, None])
 
 
-def stock_logits(model: RobertaModel, batch: Packed) -> torch.Tensor:
+def stock_logits(model: RobertaModel, batch: Packed, read: int | None = None) -> torch.Tensor:
     """The same through fairseq's own forward, for models that :mod:`unpadded` does not know."""
-    return model(padded(batch), features_only=True, classification_head_name=HEAD)[0]
+    return model(padded(batch), features_only=True, classification_head_name=HEAD)[0][:read]
 
 
 def task_loss(outputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:

@@ -16,8 +16,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lightning_glue.data.batching import Packed
-from lightning_glue.model import dropout, row_gradients
+from lightning_glue.model import dropout, packed_attention, row_gradients
 from lightning_glue.model.fairseq_import import import_fairseq
+from lightning_glue.utils.processor import has_triton
 
 import_fairseq()
 from fairseq.models.transformer.transformer_encoder import TransformerEncoderBase  # noqa: E402
@@ -45,8 +46,9 @@ class Rows:
             which are computed but never read.
         columns: (tokens,) index of each of them in its row.
         count: real tokens.
-        first: (batch,) index of each row's first token among the real ones.
+        first: (read,) index of the first token among the real ones, of each row that is read.
         bounds: (batch + 1,) int32, cumulative lengths.
+        longest: at least the tokens of any row.
     """
 
     real: Tensor
@@ -55,21 +57,26 @@ class Rows:
     count: int
     first: Tensor
     bounds: Tensor
+    longest: int
 
     @classmethod
-    def of(cls, lengths: Tensor, count: int, longest: int) -> Rows:
-        """Of rows with these ``lengths`` (batch,), their sum and their maximum."""
+    def of(cls, lengths: Tensor, count: int, longest: int, read: int | None = None) -> Rows:
+        """Of rows with these ``lengths`` (batch,), their sum and at least their maximum; ``read`` of them are read."""
         if not lengths.is_cuda:
             longest += -longest % _LENGTH_STEP
         bounds = F.pad(lengths.cumsum(0), (1, 0))
-        first = bounds[:-1]
         row = torch.repeat_interleave(lengths, output_size=count)
-        columns = torch.arange(count, device=lengths.device) - first.index_select(0, row)
+        columns = torch.arange(count, device=lengths.device) - bounds.index_select(0, row)
         places = row * longest + columns
         if not lengths.is_cuda:
             places, columns = (F.pad(index, (0, -count % _TOKEN_STEP)) for index in (places, columns))
         real = torch.arange(longest, device=lengths.device) < lengths[:, None]
-        return cls(real, places, columns, count, first, bounds.to(torch.int32))
+        return cls(real, places, columns, count, bounds[:-1][:read], bounds.to(torch.int32), longest)
+
+    @property
+    def each(self) -> Tensor:
+        """As :attr:`bounds`, where each row that is read has one token: of queries at the first tokens alone."""
+        return torch.arange(len(self.bounds), dtype=torch.int32, device=self.bounds.device).clamp(max=len(self.first))
 
     def pad(self, packed: Tensor) -> Tensor:
         """(tokens, width) to (batch, length, width), zero at padding."""
@@ -109,15 +116,19 @@ def _plain_layer(layer: TransformerEncoderLayerBase) -> bool:
     )
 
 
-def features(model: RobertaModel, batch: Packed) -> Tensor:
-    """Last layer's output (examples, width) at the first token of each example."""
+def features(model: RobertaModel, batch: Packed, read: int | None = None) -> Tensor:
+    """Last layer's output (examples, width) at the first token of each example.
+
+    Args:
+        read: of how many examples, the first ones of the batch; None: of all.
+    """
     encoder = model.encoder.sentence_encoder
-    rows = Rows.of(batch["lengths"], len(batch["tokens"]), batch["longest"])
-    x = _embed(encoder, batch["tokens"], rows)
+    rows = Rows.of(batch["lengths"], len(batch["tokens"]), batch["longest"], read)
+    x = half = _embed(encoder, batch["tokens"], rows)
     *layers, last = encoder.layers
     for layer in layers:
-        x = _layer(layer, x, rows, first_only=False)
-    return _layer(last, x, rows, first_only=True)
+        x, half = _layer(layer, x, half, rows, first_only=False)
+    return _layer(last, x, half, rows, first_only=True)[0]
 
 
 def _embed(encoder: TransformerEncoderBase, tokens: Tensor, rows: Rows) -> Tensor:
@@ -136,20 +147,41 @@ def _dropout(module: FairseqDropout, x: Tensor) -> Tensor:
     return dropout.dropout(x, module.p, module.training or module.apply_during_inference)
 
 
-def _layer(layer: TransformerEncoderLayerBase, x: Tensor, rows: Rows, first_only: bool) -> Tensor:
-    """Post-norm encoder layer (tokens, width) -> (tokens, width), or (batch, width) of the first tokens alone."""
-    attended = _attention(layer.self_attn, x, rows, first_only)
+def _layer(
+    layer: TransformerEncoderLayerBase, x: Tensor, half: Tensor, rows: Rows, first_only: bool
+) -> tuple[Tensor, Tensor]:
+    """Post-norm encoder layer (tokens, width) -> (tokens, width), or (batch, width) of the first tokens alone.
+
+    Args:
+        x, half: the same, for sums and for products; see :func:`_residual_norm`.
+    """
+    attended = _attention(layer.self_attn, half, rows, first_only)
     residual = x.index_select(0, rows.first) if first_only else x
-    x = layer.self_attn_layer_norm(residual + _dropout(layer.dropout_module, attended))
-    hidden = layer.fc1(x)
+    dropped = layer.dropout_module
+    x, half = _residual_norm(layer.self_attn.out_proj, attended, residual, layer.self_attn_layer_norm, dropped)
+    hidden = layer.fc1(half)
     # fairseq's gelu goes through float32; torch's kernel computes in float32 whatever its type.
     hidden = F.gelu(hidden) if layer.activation_fn.__name__ == "gelu" else layer.activation_fn(hidden)
-    hidden = layer.fc2(_dropout(layer.activation_dropout_module, hidden))
-    return layer.final_layer_norm(x + _dropout(layer.dropout_module, hidden))
+    hidden = _dropout(layer.activation_dropout_module, hidden)
+    return _residual_norm(layer.fc2, hidden, x, layer.final_layer_norm, dropped)
+
+
+def _residual_norm(
+    linear: nn.Linear, inner: Tensor, residual: Tensor, norm: nn.LayerNorm, dropped: FairseqDropout
+) -> tuple[Tensor, Tensor]:
+    """``norm(residual + dropout(linear(inner)))`` twice: for sums, and in the type of products where that is cheap."""
+    p = dropped.p if dropped.training or dropped.apply_during_inference else 0.0
+    if has_triton() and inner.is_cuda and residual.dtype == torch.float32:
+        from lightning_glue.model import fused_norm
+
+        if fused_norm.supports(inner.dtype, residual.shape[-1]):
+            return fused_norm.residual_norm(F.linear(inner, linear.weight), linear.bias, residual, norm, p)
+    x = norm(residual + _dropout(dropped, linear(inner)))
+    return x, x
 
 
 def _attention(attention: MultiheadAttention, x: Tensor, rows: Rows, first_only: bool) -> Tensor:
-    """Multi-head self-attention within each row, (tokens, width) -> (tokens or batch, width)."""
+    """Multi-head self-attention within each row, (tokens, width) -> (tokens or batch, width), before its projection."""
     projections = [attention.q_proj, attention.k_proj, attention.v_proj]
     if first_only:
         query = projections.pop(0)(x.index_select(0, rows.first))
@@ -158,25 +190,20 @@ def _attention(attention: MultiheadAttention, x: Tensor, rows: Rows, first_only:
     parts = F.linear(x, weight, bias)
     heads, width = attention.num_heads, x.shape[-1]
     p = attention.dropout_module.p if attention.dropout_module.training else 0.0
-    if p == 0.0 and not first_only and _has_varlen(parts):
-        from torch.nn.attention.varlen import varlen_attn
-
-        q, k, v = parts.view(-1, 3, heads, width // heads).unbind(1)
-        longest = rows.real.shape[1]
-        output = varlen_attn(q, k, v, rows.bounds, rows.bounds, longest, longest)
-        assert isinstance(output, Tensor)  # a tuple with what return_aux asks for
-        return attention.out_proj(output.flatten(1))
+    if packed_attention.supports(parts, width // heads):
+        if not first_only:
+            return packed_attention.self_attention(parts, rows.bounds, heads, rows.longest, p)
+        k, v = parts.chunk(2, -1)
+        return packed_attention.attention(query, k, v, (rows.each, rows.bounds), (1, rows.longest), heads, p)
     batch, length = rows.real.shape
     padded = rows.pad(parts).view(batch, length, -1, heads, width // heads).permute(2, 0, 3, 1, 4).unbind(0)
-    q = query.view(batch, 1, heads, -1).transpose(1, 2) if first_only else padded[0]
-    attended = _attend(q, padded[-2], padded[-1], rows.real[:, None, None, :], p)
-    attended = attended.transpose(1, 2).reshape(batch, -1, width)
-    return attention.out_proj(attended.squeeze(1) if first_only else rows.pack(attended))
-
-
-def _has_varlen(x: Tensor) -> bool:
-    """FlashAttention, which torch's varlen_attn calls, is for half precision on Ampere and later GPUs."""
-    return x.is_cuda and x.dtype != torch.float32 and torch.cuda.get_device_capability(x.device) >= (8, 0)
+    if first_only:
+        k, v = (part[: len(query)] for part in padded)
+        q, real = query.view(len(query), 1, heads, -1).transpose(1, 2), rows.real[: len(query)]
+    else:
+        (q, k, v), real = padded, rows.real
+    attended = _attend(q, k, v, real[:, None, None, :], p).transpose(1, 2).reshape(len(q), -1, width)
+    return attended.squeeze(1) if first_only else rows.pack(attended)
 
 
 def _attend(q: Tensor, k: Tensor, v: Tensor, real: Tensor, p: float) -> Tensor:

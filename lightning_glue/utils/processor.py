@@ -1,6 +1,9 @@
-"""What this machine's processor can do."""
+"""What this machine's processors can do."""
 
 from __future__ import annotations
+
+from functools import cache
+from importlib.util import find_spec
 
 
 def cpu_has_bf16() -> bool:
@@ -9,3 +12,9 @@ def cpu_has_bf16() -> bool:
 
     able = torch.cpu.get_capabilities()
     return any(able.get(name, False) for name in ("amx_bf16", "avx512_bf16"))
+
+
+@cache
+def has_triton() -> bool:
+    """Whether Triton is there, which torch's builds for NVIDIA's GPUs bring along on Linux."""
+    return find_spec("triton") is not None

@@ -50,10 +50,14 @@ def batch(lengths: list[int], words: int = 1000) -> Packed:
     return packed(*rows)
 
 
+def on_gpu(batch: Packed) -> Packed:
+    return Packed(tokens=batch["tokens"].cuda(), lengths=batch["lengths"].cuda(), longest=batch["longest"])
+
+
 def outputs_and_gradients(model: models.RobertaModel, tokens: Packed, *, stock: bool):
     model.zero_grad()
     outputs = (models.stock_logits if stock else models.logits)(model, tokens)
-    models.task_loss(outputs, torch.arange(len(outputs)) % outputs.shape[-1]).mean().backward()
+    models.task_loss(outputs, torch.arange(len(outputs), device=outputs.device) % outputs.shape[-1]).mean().backward()
     gradients = {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
     return outputs.detach(), gradients
 
@@ -103,6 +107,35 @@ def test_bf16_stays_as_near_to_float32_as_stock_does(minilm: Pretrained) -> None
         with torch.autocast("cpu", torch.bfloat16):
             stock, ours = models.stock_logits(model, tokens), models.logits(model, tokens)
     assert (ours - exact).abs().max() <= 2 * (stock - exact).abs().max()
+
+
+@pytest.mark.cuda
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("lengths", LENGTHS, ids=str)
+def test_a_gpu_computes_fairseqs_logits_and_gradients(small_bpe: Path, lengths: list[int], shape: str) -> None:
+    start = load_pretrained("random", "gpt2", str(small_bpe), {})
+    model = random_model(start, **SHAPES[shape], **NO_DROPOUT).cuda().train()
+    assert_equal_to_stock(model, on_gpu(batch(lengths, 200)))
+
+
+@pytest.mark.cuda
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("lengths", LENGTHS, ids=str)
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+def test_half_precision_on_a_gpu_is_as_near_to_float32_as_fairseqs(
+    small_bpe: Path, lengths: list[int], shape: str, dtype: torch.dtype
+) -> None:
+    start = load_pretrained("random", "gpt2", str(small_bpe), {})
+    model = random_model(start, **SHAPES[shape], **NO_DROPOUT).cuda().train()
+    tokens = on_gpu(batch(lengths, 200))
+    exact, exact_gradients = outputs_and_gradients(model, tokens, stock=True)
+    with torch.autocast("cuda", dtype):
+        stock, ours = (outputs_and_gradients(model, tokens, stock=stock) for stock in (True, False))
+    assert (ours[0] - exact).abs().max() <= 2 * (stock[0] - exact).abs().max() + 1e-3
+    whole = torch.stack([gradient.norm() for gradient in exact_gradients.values()]).norm()
+    for name, gradient in exact_gradients.items():  # that of k_proj.bias is zero, in theory
+        theirs, mine = ((found[name] - gradient).norm() for found in (stock[1], ours[1]))
+        assert mine <= 2 * theirs + 1e-3 * whole, (name, float(mine), float(theirs), float(whole))
 
 
 def test_models_that_differ_from_roberta_go_through_fairseqs_forward(minilm: Pretrained) -> None:
