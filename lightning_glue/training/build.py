@@ -69,7 +69,8 @@ def build(config: Config, warm: Warm | None = None) -> tuple[GlueModule, GlueDat
         with reading(str(path)):
             load_encoder(model, model_state(path))
         come_from.lineage["start_sha256"] = file_sha256(path)
-    module = GlueModule(model, task, config.optimizer, config.lr, come_from)
+    replays = config.trainer.cuda_graphs
+    module = GlueModule(model, task, config.optimizer, config.lr, come_from, replays=replays)
     datamodule = GlueDataModule(
         task,
         lambda: prepare_configured(task, data, start.tokenizer, predicts=config.trainer.predict),

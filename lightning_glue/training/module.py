@@ -13,8 +13,8 @@ from pytorch_lightning.utilities.types import OptimizerLRSchedulerConfig
 from lightning_glue.config import OptimizerConfig
 from lightning_glue.data.batching import Packed
 from lightning_glue.data.datamodule import Batch
-from lightning_glue.inference.predict import scoring
-from lightning_glue.model import row_gradients
+from lightning_glue.inference.predict import product_type, scoring
+from lightning_glue.model import cuda_graphs, row_gradients
 from lightning_glue.model.roberta import RobertaModel, logits
 from lightning_glue.tasks import Task
 from lightning_glue.training import metrics, optimizer
@@ -52,27 +52,44 @@ class GlueModule(pl.LightningModule):
 
     Args:
         lr: peak learning rate.
+        replays: a step of a training is replayed from CUDA graphs, where these know the model and its device.
         origin: saved with every checkpoint under ``lightning_glue``.
     """
 
     def __init__(
-        self, model: RobertaModel, task: Task, settings: OptimizerConfig, lr: float, origin: Origin | None = None
+        self,
+        model: RobertaModel,
+        task: Task,
+        settings: OptimizerConfig,
+        lr: float,
+        origin: Origin | None = None,
+        *,
+        replays: bool = False,
     ) -> None:
         super().__init__()
         self.model, self.task, self.settings, self.lr = model, task, settings, lr
-        self.origin = origin or Origin()
+        self.origin, self.replays = origin or Origin(), replays
         self.dev_outputs = [SplitOutputs(task.num_outputs, task.is_regression, task.multilabel) for _ in task.dev]
         self.evaluations: dict[str, Evaluation] = {}  # the last evaluation, by split name
         self.diverged = ""  # where the weights ceased to be numbers
         self._scoring: Callable[[Packed], torch.Tensor] | None = None  # during an evaluation
+        self._graphed: cuda_graphs.GraphedTraining | None = None  # the forward of a step, during a training on a GPU
 
     def forward(self, batch: Packed) -> torch.Tensor:
         """Head outputs (examples, classes)."""
         return logits(self.model, batch)
 
     def training_step(self, batch: Batch, _: int) -> torch.Tensor:
-        losses = example_losses(self.task, self(batch), batch["targets"], weighted=True)
+        losses = example_losses(self.task, (self._graphed or self)(batch), batch["targets"], weighted=True)
         return losses.sum() * batch["loss_weight"]
+
+    def on_train_start(self) -> None:
+        dtype = product_type(self.trainer.precision, self.device)
+        if self.replays and cuda_graphs.supports(self.model, dtype):
+            self._graphed = cuda_graphs.GraphedTraining(self.model, dtype)
+
+    def on_train_end(self) -> None:
+        self._graphed = None
 
     def on_validation_epoch_start(self) -> None:
         for collector in self.dev_outputs:
