@@ -99,8 +99,9 @@ bench: $(INSTALLED) ## measure on the CPU beside fairseq, Hugging Face and MLflo
 	@export BENCH_RECORD=$(CURDIR)/benchmarks/records/$$(date +%Y-%m-%d-%H%M).json; \
 	for name in $(BENCHMARKS); do echo "== $$name"; $(BIN)/python benchmarks/$$name.py $(ARGS) || exit; done
 
-bench-gpu: $(INSTALLED) ## measure on a GPU beside fairseq in fp16: speed, MFU, kernels, memory
-	@$(BIN)/python benchmarks/gpu.py $(ARGS)
+bench-gpu: $(INSTALLED) ## measure on a GPU beside fairseq in fp16 and Trainer: speed, MFU, kernels, memory; kept in benchmarks/records/
+	@$(PIP) -e '.[bench]'
+	@BENCH_RECORD=$(CURDIR)/benchmarks/records/$$(date +%Y-%m-%d-%H%M).json $(BIN)/python benchmarks/gpu.py $(ARGS)
 
 report: $(INSTALLED) ## table of the runs over their seeds, of TASK or of all; ARGS="--out DIR" writes Markdown and HTML
 	@$(BIN)/python -m lightning_glue.report $(call option,--task,$(TASK)) $(ARGS)

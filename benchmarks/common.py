@@ -24,6 +24,7 @@ MINILM = BASE | {"encoder_layers": 6, "encoder_embed_dim": 384, "encoder_ffn_emb
 def machine() -> dict[str, str | int | bool]:
     """Processor, cores this process may use, memory, versions."""
     import psutil
+    import torch
 
     from lightning_glue.training.devices import cpu_has_bf16
 
@@ -32,6 +33,7 @@ def machine() -> dict[str, str | int | bool]:
     return {
         "processor": names[0] if names else platform.machine(),
         "bf16 products": cpu_has_bf16(),
+        "GPU": torch.cuda.get_device_name() if torch.cuda.is_available() else "none",
         "cores": len(os.sched_getaffinity(0)),
         "GiB": round(psutil.virtual_memory().total / 2**30),
         "python": platform.python_version(),

@@ -28,6 +28,7 @@ from typing import Any
 import numpy as np
 import torch
 from common import BASE, describe_machine, matmul_rate, real_rows
+from records import keep
 from torch import Tensor
 
 from lightning_glue import config
@@ -389,7 +390,8 @@ def show(context: Context, name: str, found: Measured, traced: Traced | None, fi
     )
 
 
-def compare(context: Context, size: int, sides: list[str]) -> None:
+def compare(context: Context, size: int, sides: list[str]) -> dict[str, float]:
+    """Measure the sides, and print them; examples a second as shares of the first one's."""
     on_gpu = context.device == "cuda"
     steps: dict[str, tuple[int, Callable[[RobertaModel], Step]]] = {
         "fairseq": (1, lambda model: fairseq_step(model, context.device)),
@@ -403,6 +405,7 @@ def compare(context: Context, size: int, sides: list[str]) -> None:
         "loop-eager": "loop: lightning-glue", "loop-graphs": "loop: lightning-glue, graphs",
     }  # fmt: skip
     first: list[float] = []
+    ratios: dict[str, float] = {}
     for side in sides:
         if not on_gpu and side in ("graphs", "optimizer"):
             continue
@@ -423,6 +426,8 @@ def compare(context: Context, size: int, sides: list[str]) -> None:
         else:
             found = lightning_glue(context, size, replays=side == "loop-graphs")
         show(context, f"{names[side]}, batch {size}", found, traced, first)
+        ratios[f"{context.shape}, batch {size}: {names[side]} / {names[sides[0]]}"] = first[-1] / first[0]
+    return ratios
 
 
 SIDES = ["fairseq", "eager", "graphs", "optimizer", "huggingface", "loop-eager", "loop-graphs"]
@@ -448,12 +453,14 @@ def main() -> None:
     lengths = rows.lengths
     print(f"bf16 matmul rate {rate / 1e12:.1f} TFLOP/s; {len(lengths)} rows of {np.mean(lengths):.1f} tokens "
           f"(median {statistics.median(lengths.tolist()):.0f}, longest {lengths.max()})", flush=True)  # fmt: skip
+    ratios: dict[str, float] = {}
     for shape in args.models:
         context = Context(shape, args.device, rows, start, args.steps, args.warmup, rate, args.table)
         check_same_work(context)
         for size in (args.batch, args.full):
             if size:
-                compare(context, size, args.sides)
+                ratios |= compare(context, size, args.sides)
+    keep(ratios)
 
 
 if __name__ == "__main__":

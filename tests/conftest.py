@@ -19,6 +19,8 @@ from helpers.store import put_store
 gc.disable()  # until all is imported, which takes a third less time without
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # many small processes on few cores
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")  # as in the program
+if not any(Path("/dev").glob("nvidia[0-9]*")):
+    os.environ["TRITON_INTERPRET"] = "1"  # read when Triton is imported, which torch may do: there is no GPU to run it
 
 _TEST_BPE = "LIGHTNING_GLUE_TEST_BPE"  # where the processes of pytest-xdist find what the next line takes away
 _REAL_BPE = os.environ.pop("ROBERTA_BPE_DIR", None) or os.environ.get(_TEST_BPE)

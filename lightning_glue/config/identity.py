@@ -33,6 +33,7 @@ def flatten(config: Config) -> dict[str, Any]:
 _PLACE = {
     "trainer.preflight",
     "trainer.auto_batch",
+    "trainer.cuda_graphs",
     "trainer.gpus",
     "trainer.procs",
     "trainer.checkpoint_every_steps",

@@ -108,7 +108,6 @@ class TrainerConfig(Part):
     accumulate: Count
     precision: Literal["auto", "32-true", "bf16-mixed", "16-mixed", "64-true"]
     deterministic: bool
-    cuda_graphs: bool
     checkpoint_every_steps: Count | None
     checkpoint_every_minutes: Annotated[float, Ge(0.001)] | None
     gradient_clip_val: NotNegative
@@ -118,6 +117,7 @@ class TrainerConfig(Part):
     early_stopping_patience: int | None
     log_every: Count
     predict: bool
+    cuda_graphs: bool = True
     preflight: bool = True
     auto_batch: bool = False
 

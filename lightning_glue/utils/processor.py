@@ -16,5 +16,7 @@ def cpu_has_bf16() -> bool:
 
 @cache
 def has_triton() -> bool:
-    """Whether Triton is there, which torch's builds for NVIDIA's GPUs bring along on Linux."""
-    return find_spec("triton") is not None
+    """Whether Triton is there for NVIDIA's GPUs; torch's builds for them bring it along on Linux."""
+    import torch
+
+    return torch.version.hip is None and find_spec("triton") is not None

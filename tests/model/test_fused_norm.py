@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-import os
-
 import pytest
 import torch
 from torch import Tensor
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
-if DEVICE == "cpu":
-    os.environ["TRITON_INTERPRET"] = "1"  # read when the module is imported
 pytest.importorskip("triton", reason="Triton is for Linux on x86-64")
 
 from lightning_glue.model import fused_norm  # noqa: E402
