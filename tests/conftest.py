@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import gc
 import os
 import random
@@ -65,6 +66,7 @@ def pytest_collection_finish() -> None:
     """What the tests' modules have imported stays: no collection of garbage goes through it again."""
     gc.collect()
     gc.freeze()
+    atexit.register(gc.unfreeze)  # Triton complains of what outlives the interpreter's last collection
     gc.freeze = lambda: None  # of trainings in this process: what tests leave is garbage
     gc.enable()
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from lightning_glue.config import Config, task_of
 from lightning_glue.training.messages import quiet
 from lightning_glue.training.preemption import Preemption
+from lightning_glue.utils.quick_imports import quick_imports
 
 if TYPE_CHECKING:
     import pytorch_lightning as pl
@@ -18,10 +19,12 @@ if TYPE_CHECKING:
 
 def prepare_process(config: Config) -> None:
     """Raise UserError, before anything is made, where this machine cannot run the configuration; set the process up."""
-    from lightning_glue.data.batching import check_batch_size
-    from lightning_glue.training.allocator import keep_freed_memory
-    from lightning_glue.training.devices import check_port, resolve_devices
-    from lightning_glue.training.distributed import prepare
+    with quick_imports():
+        from lightning_glue.data.batching import check_batch_size
+        from lightning_glue.training import callbacks  # noqa: F401  with it fairseq, before anybody else brings it
+        from lightning_glue.training.allocator import keep_freed_memory
+        from lightning_glue.training.devices import check_port, resolve_devices
+        from lightning_glue.training.distributed import prepare
 
     quiet()
     prepare()

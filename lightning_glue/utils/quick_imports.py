@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import gc
 import importlib
 import sys
@@ -35,8 +36,20 @@ def quick_imports(*, freeze: bool = True) -> Iterator[None]:
     finally:
         if freeze:
             gc.freeze()
+            atexit.unregister(_thaw)
+            atexit.register(_thaw)
         if collecting:
             gc.enable()
+
+
+def _thaw() -> None:
+    """Give the interpreter's last collection what was put aside, where Triton is among it.
+
+    Triton, which torch brings along for GPUs, would complain at length about each of its objects that outlives that.
+    Elsewhere a process ends a second sooner without.
+    """
+    if "triton" in sys.modules:
+        gc.unfreeze()
 
 
 class Deferred(ModuleType):

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -32,6 +34,33 @@ assert scipy.signal.windows.hamming(4).shape == (4,)
 def test_modules_left_out_are_there_when_they_are_called() -> None:
     result = subprocess.run([sys.executable, "-c", AFTERWARDS], capture_output=True, text=True)
     assert (result.returncode, result.stdout) == (0, "\n"), result.stderr
+
+
+BEGINNING = """
+import sys
+from lightning_glue import config
+from lightning_glue.training.run import Caller, train
+from lightning_glue.utils.quick_imports import NEVER_CALLED
+
+class Beginning(Caller):
+    def find(self, config):  # as the command's, which looks for a run to go on with
+        from lightning_glue.training import resume
+        return None
+
+    def built(self, training):
+        print(*(name for name in NEVER_CALLED if name in sys.modules), file=sys.stderr)
+        sys.exit(0)
+
+train(config.compose(["trainer.gpus=0"], task="WNLI", model="tiny", data="sample"), Beginning())
+"""
+
+
+def test_a_training_begins_without_them(small_bpe: Path, cache: Path, tmp_path: Path) -> None:
+    """Whatever comes first in a process decides whether the others are quick."""
+    environment = {**os.environ, "ROBERTA_BPE_DIR": str(small_bpe)}
+    command = [sys.executable, "-c", BEGINNING]
+    result = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, env=environment)
+    assert (result.returncode, result.stderr) == (0, "\n"), result.stderr
 
 
 def test_modules_that_are_there_already_stay() -> None:
