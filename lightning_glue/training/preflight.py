@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import resource
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -14,7 +15,7 @@ import numpy as np
 import torch
 
 from lightning_glue.config import Config
-from lightning_glue.data.batching import MicroBatch, Packed, split_batch, train_batches
+from lightning_glue.data.batching import MicroBatch, Packed, padded_size, split_batch, train_batches
 from lightning_glue.errors import UserError
 from lightning_glue.training.devices import resolve_devices, resolve_precision
 from lightning_glue.training.loss import example_losses
@@ -117,6 +118,50 @@ def longest_batch(data: GlueDataModule, epochs: int, steps: int = -1, *, padded:
 def longest_part(rows: np.ndarray, train: TokenizedSplit, parts: int) -> MicroBatch:
     """The micro-batch of a step that has the longest example, and as many as any."""
     return split_batch(rows, train.lengths, parts)[0]
+
+
+def surely_fits(module: GlueModule, batch: Batch, config: Config) -> bool:
+    """Whether a batch need not be tried: on the CPU, where that takes seconds, and there is memory for twice the most
+    that its forward and backward can take, in all processes of this machine."""
+    devices = resolve_devices(config.trainer)
+    if devices.accelerator != "cpu":
+        return False
+    double = resolve_precision(config.trainer, "cpu") == "64-true"
+    return 2 * devices.devices * (1 + double) * most_bytes(module, batch) <= memory_left()
+
+
+def most_bytes(module: GlueModule, batch: Batch) -> int:
+    """More than a forward and backward in float32 takes, gradients and the optimizer's state included.
+
+    Counts what a layer keeps for each token, and for each pair of tokens that a head compares; 1.6 to 2.6 times what
+    processes were seen to take.
+    """
+    encoder = module.model.encoder.sentence_encoder
+    layer = encoder.layers[0]
+    tokens = len(batch["tokens"]) if module.model.runs_unpadded else padded_size(batch)
+    kept = 20 * layer.fc1.in_features + 4 * layer.fc1.out_features + 6 * layer.self_attn.num_heads * batch["longest"]
+    gradients = sum(4 * parameter.numel() for parameter in module.parameters() if parameter.requires_grad)
+    return 4 * tokens * len(encoder.layers) * kept + 2 * gradients + optimizer_bytes(module)
+
+
+def memory_left() -> int:
+    """Bytes that this process may still take: of the machine, of its control group, and by its own limit."""
+    import psutil
+
+    left = [psutil.virtual_memory().available]
+    folder = Path("/sys/fs/cgroup")
+    for limit, used in (
+        ("memory.max", "memory.current"),
+        ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes"),
+    ):
+        try:
+            left.append(int((folder / limit).read_text()) - int((folder / used).read_text()))
+        except (OSError, ValueError):  # there is none
+            continue
+    limit_of_process = resource.getrlimit(resource.RLIMIT_AS)[0]
+    if limit_of_process != resource.RLIM_INFINITY:
+        left.append(limit_of_process - psutil.Process().memory_info().vms)
+    return max(0, min(left))
 
 
 def probe(module: GlueModule, batch: Batch, config: Config) -> None:

@@ -139,13 +139,13 @@ class Training:
         preflight.check_folders(config, self.module, checkpoints, already)
         world = resolve_devices(config.trainer).world
         padded = not self.module.model.runs_unpadded
-        limits = config.trainer.max_epochs, config.trainer.max_steps
-        rows = preflight.longest_batch(data, *limits, padded=padded)
+        rows = preflight.longest_batch(data, config.trainer.max_epochs, config.trainer.max_steps, padded=padded)
         train = data.splits["train"]
 
         def attempt(accumulate: int) -> None:
-            part = preflight.longest_part(rows, train, world * accumulate)
-            preflight.probe(self.module, train[part], config)
+            part = train[preflight.longest_part(rows, train, world * accumulate)]
+            if not preflight.surely_fits(self.module, part, config):
+                preflight.probe(self.module, part, config)
 
         fixed = found is not None and found.path is not None
         accumulate = auto_batch.fitting(self.config, world, attempt, fixed=fixed)

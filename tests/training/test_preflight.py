@@ -18,9 +18,12 @@ from hypothesis import strategies as st
 from lightning_glue import config as configuration
 from lightning_glue.config import Config
 from lightning_glue.data.batching import TrainSampler, split_batch
+from lightning_glue.data.datamodule import Batch
 from lightning_glue.errors import OutOfMemory, UserError
 from lightning_glue.training import auto_batch, preflight
 from lightning_glue.training.build import build
+from lightning_glue.training.devices import Devices
+from lightning_glue.training.module import GlueModule
 
 
 def compose(*overrides: str) -> Config:
@@ -61,6 +64,58 @@ def test_a_trial_changes_nothing(configured: Config) -> None:
     )
     assert [one.training for one in module.modules()] == modes
     assert all(parameter.grad is None for parameter in module.parameters())
+
+
+def longest(config: Config) -> tuple[GlueModule, Batch]:
+    module, data, _ = build(config)
+    rows = preflight.longest_batch(data, 2, padded=False)
+    return module, data.splits["train"][preflight.longest_part(rows, data.splits["train"], 1)]
+
+
+def test_a_cpu_with_memory_for_twice_the_most_is_not_tried(configured: Config, monkeypatch: pytest.MonkeyPatch) -> None:
+    module, batch = longest(configured)
+    most = preflight.most_bytes(module, batch)
+    assert preflight.surely_fits(module, batch, configured) == (2 * most <= preflight.memory_left())
+    two = compose(f"data.bpe_dir={configured.data.bpe_dir}", "trainer.procs=2", "trainer.precision=32-true")
+    double = compose(f"data.bpe_dir={configured.data.bpe_dir}", "trainer.precision=64-true")
+    for left, config, fits in ((2, configured, True), (3, two, False), (4, two, True), (3, double, False)):
+        monkeypatch.setattr(preflight, "memory_left", lambda left=left: left * most)
+        assert preflight.surely_fits(module, batch, config) is fits
+    monkeypatch.setattr(preflight, "memory_left", lambda: 2 * most - 1)
+    assert not preflight.surely_fits(module, batch, configured)
+    monkeypatch.setattr(preflight, "resolve_devices", lambda _: Devices("cuda", 1))  # there memory is dear, time is not
+    monkeypatch.setattr(preflight, "memory_left", lambda: 100 * most)
+    assert not preflight.surely_fits(module, batch, configured)
+
+
+PEAK = """
+import resource, sys
+from lightning_glue import config as configuration
+from lightning_glue.training import preflight
+from lightning_glue.training.build import build
+given = ["trainer.gpus=0", "trainer.precision=32-true", "data.batch_size=64", "data.max_tokens=128", *sys.argv[1:]]
+config = configuration.compose(given, task="MRPC", model="tiny", data="sample")
+module, data, _ = build(config)
+train = data.splits["train"]
+batch = train[preflight.longest_part(preflight.longest_batch(data, 1, padded=False), train, 1)]
+peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+before = peak()
+preflight.probe(module, batch, config)
+print(peak() - before, preflight.most_bytes(module, batch))
+"""
+
+
+@pytest.mark.torture
+@pytest.mark.parametrize("stock", [False, True])
+def test_the_most_is_more_than_a_process_takes(bpe_dir: Path, cache: Path, tmp_path: Path, stock: bool) -> None:
+    shape = {"encoder_layers": 2, "encoder_embed_dim": 256, "encoder_ffn_embed_dim": 1024, "encoder_attention_heads": 8}
+    options = [f"data.bpe_dir={bpe_dir}", *(f"++model.architecture.{key}={value}" for key, value in shape.items())]
+    options += ["++model.architecture.encoder_layerdrop=0.01"] * stock  # which fairseq's own forward computes
+    command = [sys.executable, "-c", PEAK, *options]
+    result = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr[-2000:]
+    took, most = map(int, result.stdout.split())
+    assert 20 << 20 < took < most < 6 * took
 
 
 @given(
