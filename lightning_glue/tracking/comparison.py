@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 _NOT_RECIPE = (
     "seed", "tracking.", "task.", "data.glue_dir", "data.bpe_dir", "data.eval_tokens", "trainer.gpus", "trainer.procs",
     "trainer.accumulate", "trainer.log_every", "trainer.predict", "trainer.checkpoint", "trainer.preflight",
-    "trainer.auto_batch",
+    "trainer.auto_batch", "trainer.cuda_graphs",
 )  # fmt: skip
 _USUAL = {"optimizer.lr": "lr", "data.batch_size": "batch"}
 _TOLD = {*_USUAL, "trainer.max_epochs", "trainer.max_steps"}  # in a recipe's words

@@ -14,6 +14,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from mlflow.entities import Dataset, DatasetInput, Metric, Param
 
+from lightning_glue.config.identity import decides
+from lightning_glue.config.schema import keys
 from lightning_glue.tracking import comparison, energy, seed_noise, stored_runs
 from lightning_glue.tracking.published import Published, published
 from lightning_glue.tracking.report_text import Report, markdown, page
@@ -219,6 +221,12 @@ def test_thousands_of_runs_take_two_requests(
     assert sum(len(group.runs) for section in report.sections for group in section.groups) == 990
     assert "left out: 10 runs of another program" in stored_runs.foreign_note(runs)
     assert page(report).count("<tr>") == markdown(report).count("\n| roberta.base") + 4
+
+
+def test_where_a_run_was_made_tells_no_recipes_apart() -> None:
+    placed = [key for key in keys() if not decides(key)]
+    assert "trainer.cuda_graphs" in placed
+    assert [key for key in placed if not key.startswith(comparison._NOT_RECIPE)] == []
 
 
 def test_energy_is_power_over_time() -> None:
