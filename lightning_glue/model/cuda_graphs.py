@@ -22,6 +22,8 @@ from torch.func import functional_call
 from lightning_glue.data.batching import Packed
 from lightning_glue.model import packed_attention
 from lightning_glue.model.roberta import RobertaModel, logits, positions
+from lightning_glue.utils.logs import log
+from lightning_glue.utils.redact import first_line
 
 _LEAST_STEP = 128  # tokens
 _STEPS = 16  # from a power of two to the next: of long batches a thirtieth is padding, in the mean
@@ -115,6 +117,7 @@ class GraphedTraining:
         self._leaves = {name: leaf.requires_grad_() for name, leaf in leaves.items()}
         self._casts = [(leaf, named[name]) for name, leaf in leaves.items() if leaf.dtype != named[name].dtype]
         self._captured: dict[Shape, _Captured] = {}
+        self._most = _MOST
         self.pool = torch.cuda.graph_pool_handle()
 
     def shape(self, batch: Packed) -> Shape:
@@ -124,17 +127,27 @@ class GraphedTraining:
     def __call__(self, batch: Packed) -> Tensor:
         """(examples, classes)."""
         shape = self.shape(batch)
-        if shape not in self._captured:
-            if len(self._captured) == _MOST:
-                return self._uncaptured(shape, batch)
-            self._keep_sums()  # making graphs writes to the gradients
-            self._captured[shape] = self._capture(shape, batch)
-        captured = self._captured[shape]
+        captured = self._captured.get(shape) or self._make(shape, batch)
+        if captured is None:
+            return self._uncaptured(shape, batch)
         tokens = captured.tokens[: len(batch["tokens"])]  # those behind them are of a batch before
         tokens.copy_(batch["tokens"], non_blocking=True)
         captured.lengths.copy_(batch["lengths"], non_blocking=True)
         outputs: Tensor = _Replay.apply(self, captured, *self.parameters)
         return outputs
+
+    def _make(self, shape: Shape, batch: Packed) -> _Captured | None:
+        """The graphs of a shape, or None where there are enough; for good, once some could not be made."""
+        if len(self._captured) >= self._most:
+            return None
+        self._keep_sums()  # making graphs writes to the gradients
+        try:
+            self._captured[shape] = self._capture(shape, batch)
+        except RuntimeError as error:
+            log.warning("steps are not replayed from CUDA graphs, which takes longer: %s", first_line(error, 160))
+            self._captured.clear()
+            self._most = 0
+        return self._captured.get(shape)
 
     def _uncaptured(self, shape: Shape, batch: Packed) -> Tensor:
         """The same, kernel by kernel."""
@@ -199,10 +212,12 @@ def _aside(device: torch.device) -> Iterator[None]:
     state = torch.cuda.get_rng_state(device)
     current, aside = torch.cuda.current_stream(device), torch.cuda.Stream(device)
     aside.wait_stream(current)
-    with torch.cuda.stream(aside):
-        yield
-    current.wait_stream(aside)
-    torch.cuda.set_rng_state(state, device)
+    try:
+        with torch.cuda.stream(aside):
+            yield
+    finally:
+        current.wait_stream(aside)
+        torch.cuda.set_rng_state(state, device)
 
 
 class _Replay(torch.autograd.Function):

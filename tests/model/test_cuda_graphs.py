@@ -227,6 +227,33 @@ def test_more_shapes_than_graphs_go_on_kernel_by_kernel(
     assert len(graphed._captured) == 1
 
 
+def test_without_room_for_graphs_a_training_goes_on_kernel_by_kernel(
+    small_bpe: Path, device: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    model = a_model(small_bpe, 0.0, device)
+    graphed, record = GraphedTraining(model, torch.bfloat16), GraphedTraining._record
+    made: list[Shape] = []
+
+    def lacks(self: GraphedTraining, shape: Shape, *tensors: Tensor) -> cuda_graphs._Captured:
+        if made:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB\nand so on")
+        made.append(shape)
+        return record(self, shape, *tensors)
+
+    monkeypatch.setattr(GraphedTraining, "_record", lacks)
+    sums = []
+    for forward in (lambda batch: eager(model, batch), graphed):
+        model.zero_grad()
+        for lengths in BATCHES:  # the first is replayed, the gradients of all add up
+            loss_of(forward(a_batch(lengths, device))).backward()
+        sums.append(gradients(model))
+    assert_near(sums[1], sums[0])
+    (said,) = caplog.messages
+    assert said == (
+        "steps are not replayed from CUDA graphs, which takes longer: CUDA out of memory. Tried to allocate 2 GiB"
+    )
+
+
 @pytest.mark.cuda
 @pytest.mark.parametrize("replays", [False, True])
 def test_a_step_waits_for_nothing(small_bpe: Path, replays: bool) -> None:
