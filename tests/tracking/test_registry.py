@@ -249,8 +249,8 @@ def test_the_champion_predicts_what_the_run_predicted(project: tuple[Path, list[
     assert error < 1e-6
     (model,) = (folder / "mlruns").rglob(f"{holder.run_id}/artifacts/fairseq")
     asked = {line.partition("==")[0] for line in (model / "requirements.txt").read_text().splitlines()}
-    # imported where something else has brought them: transformers by torchmetrics, trio by httpcore
-    optional = {"sniffio", "pysocks", "transformers", "trio", "outcome", "sortedcontainers"}
+    # imported where something else has brought them: transformers by torchmetrics, trio by httpcore, triton by torch
+    optional = {"sniffio", "pysocks", "transformers", "trio", "outcome", "sortedcontainers", "triton"}
     assert {canonicalize_name(name) for name in used} - optional <= asked
 
 

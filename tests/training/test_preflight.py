@@ -89,7 +89,8 @@ def test_a_cpu_with_memory_for_twice_the_most_is_not_tried(configured: Config, m
 
 
 PEAK = """
-import resource, sys
+import re, sys
+from pathlib import Path
 from lightning_glue import config as configuration
 from lightning_glue.training import preflight
 from lightning_glue.training.build import build
@@ -98,7 +99,7 @@ config = configuration.compose(given, task="MRPC", model="tiny", data="sample")
 module, data, _ = build(config)
 train = data.splits["train"]
 batch = train[preflight.longest_part(preflight.longest_batch(data, 1, padded=False), train, 1)]
-peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+peak = lambda: 1024 * int(re.search(r"VmHWM:\\s+(\\d+)", Path("/proc/self/status").read_text())[1])
 before = peak()
 preflight.probe(module, batch, config)
 print(peak() - before, preflight.most_bytes(module, batch))
