@@ -396,3 +396,4 @@ if __name__ == "__main__":
     found = Zygote(socket.socket(fileno=int(sys.argv[1])), int(sys.argv[2])).serve(sys.argv[3] == "1")
     if found:
         become(*found)
+    os._exit(0)  # Triton would complain of each object that was put aside from the collector
