@@ -94,14 +94,15 @@ preprocess: $(INSTALLED) ## write TASK (none: all) in fairseq's binary layout, a
 sync: $(INSTALLED) ## deliver to the tracking server what trainings could not; RUN=<id> only that run
 	@$(BIN)/python -m lightning_glue.sync $(RUN) $(ARGS)
 
+record = $(CURDIR)/benchmarks/records/$$(date +%Y-%m-%d-%H%M).json
 bench: $(INSTALLED) ## measure on the CPU beside fairseq, Hugging Face and MLflow (some two hours); kept in benchmarks/records/
 	@$(PIP) -e '.[bench]'
-	@export BENCH_RECORD=$(CURDIR)/benchmarks/records/$$(date +%Y-%m-%d-%H%M).json; \
+	@export BENCH_RECORD=$(record); \
 	for name in $(BENCHMARKS); do echo "== $$name"; $(BIN)/python benchmarks/$$name.py $(ARGS) || exit; done
 
 bench-gpu: $(INSTALLED) ## measure on a GPU beside fairseq in fp16 and Trainer: speed, MFU, kernels, memory; kept in benchmarks/records/
 	@$(PIP) -e '.[bench]'
-	@BENCH_RECORD=$(CURDIR)/benchmarks/records/$$(date +%Y-%m-%d-%H%M).json $(BIN)/python benchmarks/gpu.py $(ARGS)
+	@BENCH_RECORD=$(record) $(BIN)/python benchmarks/gpu.py $(ARGS)
 
 report: $(INSTALLED) ## table of the runs over their seeds, of TASK or of all; ARGS="--out DIR" writes Markdown and HTML
 	@$(BIN)/python -m lightning_glue.report $(call option,--task,$(TASK)) $(ARGS)

@@ -22,12 +22,14 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import cycle
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from common import BASE, describe_machine, matmul_rate, real_rows
+from peers import hugging_face_batch, hugging_face_rows
 from records import keep
 from torch import Tensor
 
@@ -238,7 +240,7 @@ def measure_steps(context: Context, size: int, pool: int, step: Step) -> tuple[M
     found.steps, found.loss, found.memory = len(seen), float(seen[-1][1]), memory(device)
     found.examples = sum(len(batch["rows"]) for batch, _ in seen)
     found.tokens = sum(len(batch["tokens"]) for batch, _ in seen)
-    again = iter(chosen)
+    again = cycle(chosen)
     return found, trace(lambda: one(next(again)), device, context.table)
 
 
@@ -313,17 +315,7 @@ def hugging_face(context: Context, size: int) -> Measured:
     )  # fmt: skip
     architecture.num_labels = 3
     model = transformers.RobertaForSequenceClassification(architecture)
-    assert rows.targets is not None
-    ids = [rows.tokens[s : s + n].tolist() for s, n in zip(rows.starts, rows.lengths)]
-    items = [{"input_ids": x, "labels": int(y)} for x, y in zip(ids, rows.targets)]
     moments = Moments(context, context.warmup)
-
-    def collate(batch: list[dict[str, Any]]) -> dict[str, Tensor]:
-        padded = torch.nn.utils.rnn.pad_sequence(
-            [torch.tensor(row["input_ids"]) for row in batch], batch_first=True, padding_value=1
-        )
-        labels = torch.tensor([row["labels"] for row in batch])
-        return {"input_ids": padded, "attention_mask": (padded != 1).long(), "labels": labels}
 
     class Timer(TrainerCallback):
         def on_step_end(self, *_: Any, **__: Any) -> None:
@@ -336,7 +328,7 @@ def hugging_face(context: Context, size: int) -> Measured:
         dataloader_pin_memory=context.device == "cuda", logging_steps=10**6, logging_nan_inf_filter=False,
         max_grad_norm=0.0, disable_tqdm=True, use_cpu=context.device == "cpu", dataloader_drop_last=True,
     )  # fmt: skip
-    Trainer(model, arguments, collate, items, callbacks=[Timer()]).train()
+    Trainer(model, arguments, hugging_face_batch, hugging_face_rows(rows), callbacks=[Timer()]).train()
     return moments.found
 
 

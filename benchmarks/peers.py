@@ -15,7 +15,12 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
+
+if TYPE_CHECKING:
+    import torch
+
+    from lightning_glue.data.datamodule import TokenizedSplit
 
 CHECKED = 8  # dev rows whose loss before training is compared
 
@@ -182,6 +187,23 @@ def grouped_rows(rows: list[dict[str, Any]], size: int, steps: int) -> list[dict
     return [rows[i] for batch in chosen for i in batches[batch]]
 
 
+def hugging_face_rows(split: TokenizedSplit) -> list[dict[str, Any]]:
+    """A labelled split as Trainer takes it."""
+    assert split.targets is not None
+    ids = [split.tokens[s : s + n].tolist() for s, n in zip(split.starts, split.lengths)]
+    return [{"input_ids": x, "labels": int(y)} for x, y in zip(ids, split.targets)]
+
+
+def hugging_face_batch(rows: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
+    """Rows padded to the longest of them."""
+    import torch
+
+    ids = [torch.tensor(row["input_ids"]) for row in rows]
+    padded = torch.nn.utils.rnn.pad_sequence(ids, batch_first=True, padding_value=1)
+    labels = torch.tensor([row["labels"] for row in rows])
+    return {"input_ids": padded, "attention_mask": (padded != 1).long(), "labels": labels}
+
+
 def run_hugging_face(side: Side, task: str, folder: Path, steps: int, watch: Stopwatch) -> None:
     """Trainer as its documentation has it: dynamic padding; at its best: bf16 and batches of similar lengths."""
     import torch
@@ -195,18 +217,13 @@ def run_hugging_face(side: Side, task: str, folder: Path, steps: int, watch: Sto
     rows = {}
     for split in (known.splits[0], known.dev[0]):
         few = split.name == "train" and not side.grouped
-        tokens = load_split(known, split, folder / ("few" if few else "bin"), 512)
-        assert tokens.targets is not None
-        ids = [tokens.tokens[s : s + n].tolist() for s, n in zip(tokens.starts, tokens.lengths)]
-        rows[split.name] = [{"input_ids": x, "labels": int(y)} for x, y in zip(ids, tokens.targets)]
+        rows[split.name] = hugging_face_rows(load_split(known, split, folder / ("few" if few else "bin"), 512))
 
     def collate(batch: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
-        ids = [torch.tensor(row["input_ids"]) for row in batch]
-        padded = torch.nn.utils.rnn.pad_sequence(ids, batch_first=True, padding_value=1)
+        made = hugging_face_batch(batch)
         if watch.counting:  # type: ignore[attr-defined]
-            watch.saw(len(batch), sum(map(len, ids)), padded.numel())
-        labels = torch.tensor([row["labels"] for row in batch])
-        return {"input_ids": padded, "attention_mask": (padded != 1).long(), "labels": labels}
+            watch.saw(len(batch), sum(len(row["input_ids"]) for row in batch), made["input_ids"].numel())
+        return made
 
     class Timer(TrainerCallback):
         def on_step_begin(self, *_: Any, **__: Any) -> None:

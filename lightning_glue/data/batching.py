@@ -43,6 +43,12 @@ class Packed(TypedDict):
     longest: int
 
 
+def moved(batch: Packed, device: torch.device) -> Packed:
+    """The same on a device, whose copy the host does not wait for."""
+    tokens, lengths = (batch[key].to(device, non_blocking=True) for key in ("tokens", "lengths"))
+    return Packed(tokens=tokens, lengths=lengths, longest=batch["longest"])
+
+
 def padded(batch: Packed) -> torch.Tensor:
     """Token ids (examples, longest), right-padded."""
     lengths = batch["lengths"]

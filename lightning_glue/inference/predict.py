@@ -8,7 +8,7 @@ from functools import partial
 
 import torch
 
-from lightning_glue.data.batching import EvalSampler, Packed
+from lightning_glue.data.batching import EvalSampler, Packed, moved
 from lightning_glue.data.datamodule import TokenizedSplit
 from lightning_glue.model.frozen import Frozen, supports
 from lightning_glue.model.roberta import HEAD, RobertaModel, logits
@@ -69,8 +69,7 @@ def predict(model: RobertaModel, split: TokenizedSplit, eval_tokens: int, precis
     with progress_bar(f"predict {split.name}", len(split), "examples") as advance, autocast(precision, device):
         for batch in EvalSampler(split.lengths, eval_tokens):
             part = split[batch]
-            tokens, lengths = (part[key].to(device, non_blocking=True) for key in ("tokens", "lengths"))
-            found.append(outputs_of(Packed(tokens=tokens, lengths=lengths, longest=part["longest"])).float())
+            found.append(outputs_of(moved(part, device)).float())
             order.append(part["rows"])
             advance(len(part["rows"]))
     outputs = torch.empty(len(split), model.classification_heads[HEAD].out_proj.out_features)

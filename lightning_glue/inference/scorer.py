@@ -8,7 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import torch
 
-from lightning_glue.data.batching import EvalSampler, MicroBatch, Packed
+from lightning_glue.data.batching import EvalSampler, MicroBatch, moved
 from lightning_glue.data.datamodule import TokenizedSplit, join_parts
 from lightning_glue.inference.predict import autocast, scoring
 from lightning_glue.inference.text_model import BATCH_TOKENS, Model
@@ -86,11 +86,8 @@ class Scorer:
         """
 
         def compute(batch: MicroBatch) -> tuple[torch.Tensor, torch.Tensor]:
-            part, device = rows[batch], self.model.device
-            moved = Packed(
-                tokens=part["tokens"].to(device), lengths=part["lengths"].to(device), longest=part["longest"]
-            )
-            return part["rows"], self._forward(moved).float().cpu()
+            part = rows[batch]
+            return part["rows"], self._forward(moved(part, self.model.device)).float().cpu()
 
         share = len(rows.tokens) // self._threads
         if not self.frozen or self._threads == 1 or share < _LEAST_TOKENS:

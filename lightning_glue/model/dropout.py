@@ -7,6 +7,12 @@ import torch.nn.functional as F
 from torch import Tensor
 
 _LEVELS = 1 << 16
+_SEEDS = 2**31 - 1
+
+
+def draw_seed(device: torch.device) -> Tensor:
+    """One for a kernel that draws by itself, of torch's generator of the device: (1,) int64."""
+    return torch.randint(_SEEDS, (1,), device=device)
 
 
 def dropout(x: Tensor, p: float, training: bool) -> Tensor:

@@ -14,9 +14,10 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from lightning_glue.model.dropout import draw_seed
+
 _WIDEST = 4096  # of a row, which one program holds
 _PROGRAMS = 4  # on each multiprocessor, in the backward
-_SEEDS = 2**31 - 1
 
 
 def supports(dtype: torch.dtype, width: int) -> bool:
@@ -121,7 +122,7 @@ class _ResidualNorm(torch.autograd.Function):
         product, residual = product.contiguous(), residual.contiguous()
         rows, width = product.shape
         out, half, summed = torch.empty_like(residual), torch.empty_like(product), torch.empty_like(residual)
-        seed = torch.randint(_SEEDS, (1,), device=product.device) if p else product
+        seed = draw_seed(product.device) if p else product
         kept = torch.empty_like(product, dtype=torch.int8) if p else product
         mean, scale = (torch.empty(rows, dtype=torch.float32, device=product.device) for _ in range(2))
         _forward[(rows,)](

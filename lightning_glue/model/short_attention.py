@@ -15,10 +15,11 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from lightning_glue.model.dropout import draw_seed
+
 LONGEST = 64  # tokens of a row
 _LEAST = 16  # of a square, and dimensions of a head: a matrix product's on the GPU
 _LARGEST_HEAD = 128
-_SEEDS = 2**31 - 1
 
 
 def supports(dtype: torch.dtype, head: int, longest: int) -> bool:
@@ -114,7 +115,7 @@ class _ShortAttention(torch.autograd.Function):
         parts = parts.contiguous()
         width = parts.shape[1] // 3
         out = parts.new_empty(len(parts), width)
-        seed = torch.randint(_SEEDS, (1,), device=parts.device) if p else bounds
+        seed = draw_seed(parts.device) if p else bounds
         size = width // heads
         ctx.numbers = (heads, width, size**-0.5, p)
         ctx.shape = {

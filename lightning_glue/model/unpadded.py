@@ -144,7 +144,11 @@ def _embed(encoder: TransformerEncoderBase, tokens: Tensor, rows: Rows) -> Tenso
 
 def _dropout(module: FairseqDropout, x: Tensor) -> Tensor:
     """fairseq's FairseqDropout."""
-    return dropout.dropout(x, module.p, module.training or module.apply_during_inference)
+    return dropout.dropout(x, _rate(module), training=True)
+
+
+def _rate(module: FairseqDropout) -> float:
+    return module.p if module.training or module.apply_during_inference else 0.0
 
 
 def _layer(
@@ -170,12 +174,12 @@ def _residual_norm(
     linear: nn.Linear, inner: Tensor, residual: Tensor, norm: nn.LayerNorm, dropped: FairseqDropout
 ) -> tuple[Tensor, Tensor]:
     """``norm(residual + dropout(linear(inner)))`` twice: for sums, and in the type of products where that is cheap."""
-    p = dropped.p if dropped.training or dropped.apply_during_inference else 0.0
     if has_triton() and inner.is_cuda and residual.dtype == torch.float32:
         from lightning_glue.model import fused_norm
 
         if fused_norm.supports(inner.dtype, residual.shape[-1]):
-            return fused_norm.residual_norm(F.linear(inner, linear.weight), linear.bias, residual, norm, p)
+            product = F.linear(inner, linear.weight)
+            return fused_norm.residual_norm(product, linear.bias, residual, norm, _rate(dropped))
     x = norm(residual + _dropout(dropped, linear(inner)))
     return x, x
 

@@ -148,8 +148,9 @@ class TrainingMonitor(pl.Callback):
         return loss / batches if batches else None
 
     def _log(self, trainer: pl.Trainer, pl_module: GlueModule) -> None:
-        self.sums += self.window[:2]
-        window = trainer.strategy.reduce(self.window, reduce_op="sum")
+        window = self.window
+        self.sums += window[:2]
+        window = trainer.strategy.reduce(window, reduce_op="sum")
         seconds = time.perf_counter() - self.since
         loss, batches, examples, real, padded = window.tolist()
         self._last = [loss, batches, examples], seconds

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 
 from lightning_glue.config import Config
-from lightning_glue.data.batching import MicroBatch, Packed, padded_size, split_batch, train_batches
+from lightning_glue.data.batching import MicroBatch, moved, padded_size, split_batch, train_batches
 from lightning_glue.errors import UserError
 from lightning_glue.training.devices import resolve_devices, resolve_precision
 from lightning_glue.training.loss import example_losses
@@ -140,7 +140,7 @@ def most_bytes(module: GlueModule, batch: Batch) -> int:
     layer = encoder.layers[0]
     tokens = len(batch["tokens"]) if module.model.runs_unpadded else padded_size(batch)
     kept = 20 * layer.fc1.in_features + 4 * layer.fc1.out_features + 6 * layer.self_attn.num_heads * batch["longest"]
-    gradients = sum(4 * parameter.numel() for parameter in module.parameters() if parameter.requires_grad)
+    gradients = optimizer_bytes(module) // 2
     return 4 * tokens * len(encoder.layers) * kept + 2 * gradients + optimizer_bytes(module)
 
 
@@ -183,9 +183,8 @@ def probe(module: GlueModule, batch: Batch, config: Config) -> None:
                 module.double()
             moments = torch.empty(optimizer_bytes(module), dtype=torch.uint8, device=device)
             with torch.autocast(device.type, dtype=dtype) if dtype else nullcontext():
-                tokens, lengths, targets = (batch[key].to(device) for key in ("tokens", "lengths", "targets"))
-                packed = Packed(tokens=tokens, lengths=lengths, longest=batch["longest"])
-                losses = example_losses(module.task, module(packed), targets, weighted=True)
+                outputs = module(moved(batch, device))
+                losses = example_losses(module.task, outputs, batch["targets"].to(device), weighted=True)
                 loss = losses.sum() * batch["loss_weight"]
             loss.backward()
             del moments

@@ -15,7 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from lightning_glue.data.batching import Packed
+from lightning_glue.data.batching import Packed, moved
 from lightning_glue.model import cuda_graphs
 from lightning_glue.model import roberta as models
 from lightning_glue.model.cuda_graphs import GraphedTraining, Shape
@@ -40,8 +40,7 @@ def a_model(bpe: Path, dropout: float, device: str = "cuda") -> models.RobertaMo
 def a_batch(lengths: list[int], device: str = "cuda") -> Packed:
     generator = torch.Generator().manual_seed(sum(lengths))
     batch = packed(*[torch.randint(4, 200, (length,), generator=generator) for length in lengths])
-    tokens, lengths_there = batch["tokens"].to(device), batch["lengths"].to(device)
-    return Packed(tokens=tokens, lengths=lengths_there, longest=batch["longest"])
+    return moved(batch, torch.device(device))
 
 
 def loss_of(outputs: Tensor) -> Tensor:

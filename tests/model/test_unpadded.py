@@ -13,7 +13,7 @@ from helpers.project import torture
 from torch._subclasses.fake_tensor import DynamicOutputShapeException, FakeTensorMode
 
 from lightning_glue.data import binarize
-from lightning_glue.data.batching import MicroBatch, Packed, train_batches
+from lightning_glue.data.batching import MicroBatch, Packed, moved, train_batches
 from lightning_glue.data.datamodule import load_split
 from lightning_glue.data.tokenizer import EOS
 from lightning_glue.model import roberta as models
@@ -48,10 +48,6 @@ def batch(lengths: list[int], words: int = 1000) -> Packed:
     for row in rows:
         row[0], row[-1] = 0, EOS
     return packed(*rows)
-
-
-def on_gpu(batch: Packed) -> Packed:
-    return Packed(tokens=batch["tokens"].cuda(), lengths=batch["lengths"].cuda(), longest=batch["longest"])
 
 
 def outputs_and_gradients(model: models.RobertaModel, tokens: Packed, *, stock: bool):
@@ -115,7 +111,7 @@ def test_bf16_stays_as_near_to_float32_as_stock_does(minilm: Pretrained) -> None
 def test_a_gpu_computes_fairseqs_logits_and_gradients(small_bpe: Path, lengths: list[int], shape: str) -> None:
     start = load_pretrained("random", "gpt2", str(small_bpe), {})
     model = random_model(start, **SHAPES[shape], **NO_DROPOUT).cuda().train()
-    assert_equal_to_stock(model, on_gpu(batch(lengths, 200)))
+    assert_equal_to_stock(model, moved(batch(lengths, 200), torch.device("cuda")))
 
 
 @pytest.mark.cuda
@@ -127,7 +123,7 @@ def test_half_precision_on_a_gpu_is_as_near_to_float32_as_fairseqs(
 ) -> None:
     start = load_pretrained("random", "gpt2", str(small_bpe), {})
     model = random_model(start, **SHAPES[shape], **NO_DROPOUT).cuda().train()
-    tokens = on_gpu(batch(lengths, 200))
+    tokens = moved(batch(lengths, 200), torch.device("cuda"))
     exact, exact_gradients = outputs_and_gradients(model, tokens, stock=True)
     with torch.autocast("cuda", dtype):
         stock, ours = (outputs_and_gradients(model, tokens, stock=stock) for stock in (True, False))
