@@ -95,6 +95,9 @@ def _is_zip(path: Path) -> bool:
         return file.read(4) == b"PK\x03\x04"
 
 
+_FOLDER = 0x10  # DOS's attribute; of such a record torch reads nothing, and returns memory as it was
+
+
 def _check_records(path: Path, *, sums: bool) -> None:
     """Raise UserError where a record differs from its checksum, or where the records hold more than the file.
 
@@ -108,6 +111,8 @@ def _check_records(path: Path, *, sums: bool) -> None:
             raise CheckpointError(
                 f"{path} has compressed records, which torch.save does not write; save it again with torch"
             )
+        if folder := next((one.filename for one in records if one.external_attr & _FOLDER), None):
+            raise CheckpointError(f"{path} is damaged: its record {folder} is marked as a folder")
         if sum(one.file_size for one in records) > path.stat().st_size:
             raise CheckpointError(f"{path} is damaged: its records claim more bytes than the file has")
         if not sums or not any(one.CRC for one in records):  # torch.serialization.set_crc32_options(False)
