@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import re
 from collections.abc import Callable, Iterable
 from typing import Any, overload
@@ -22,6 +23,12 @@ class FairseqAdamW(torch.optim.AdamW):
         clipped: gradients are clipped before a step, so a GradScaler must unscale them before that; else the fused
             kernel does it in the step, and nobody waits for the device.
     """
+
+    # torch wraps these for torch.compile, which nothing here goes through, and imports all of torch._dynamo for that.
+    add_param_group = inspect.unwrap(torch.optim.Optimizer.add_param_group)
+    load_state_dict = inspect.unwrap(torch.optim.Optimizer.load_state_dict)
+    _state_dict = inspect.unwrap(torch.optim.Optimizer.state_dict)
+    _adam_step = inspect.unwrap(torch.optim.Adam.step)
 
     # What the last step was told of infinite gradients, in which case the kernel did nothing; its way to the CPU.
     _told: tuple[torch.Tensor, torch.cuda.Event | None] | None = None
@@ -49,7 +56,8 @@ class FairseqAdamW(torch.optim.AdamW):
         for group in self.param_groups:
             group["updates"] += 1
             group["eps"] = group["fairseq_eps"] / (1 - group["betas"][1] ** group["updates"]) ** 0.5
-        super().step()
+        with torch.no_grad():
+            self._adam_step()
         infinite: torch.Tensor | None = getattr(self, "found_inf", None)  # GradScaler's, during a step
         if infinite is not None:
             copied = torch.cuda.Event() if infinite.is_cuda else None
@@ -72,7 +80,7 @@ class FairseqAdamW(torch.optim.AdamW):
 
     def state_dict(self) -> dict[str, Any]:
         self._take_back_skipped()
-        return super().state_dict()
+        return self._state_dict()
 
     def _take_back_skipped(self) -> None:
         """Do not count the last step where it was none; by now the device has long said so."""

@@ -66,6 +66,7 @@ def make_trainer(
         some_unused: a step may leave parameters of the model without a gradient.
     """
     import pytorch_lightning as pl
+    from torch import are_deterministic_algorithms_enabled  # setting what is set already would import torch._inductor
 
     from lightning_glue.training.checkpoints import AtomicCheckpointIO
     from lightning_glue.training.devices import resolve_devices, resolve_precision, resolve_strategy
@@ -82,7 +83,7 @@ def make_trainer(
         max_steps=config.trainer.max_steps,
         accumulate_grad_batches=config.trainer.accumulate,
         gradient_clip_val=config.trainer.gradient_clip_val or None,
-        deterministic=config.trainer.deterministic,
+        deterministic=config.trainer.deterministic or (False if are_deterministic_algorithms_enabled() else None),
         val_check_interval=interval,
         use_distributed_sampler=False,  # batching.py shares the examples out
         num_sanity_val_steps=0,

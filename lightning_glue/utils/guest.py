@@ -93,7 +93,8 @@ def _randomness() -> Iterator[None]:
             numpy.random.set_state(states["numpy"])
         if torch:
             torch.set_rng_state(states["torch"])
-            torch.use_deterministic_algorithms(deterministic)
+            if torch.are_deterministic_algorithms_enabled() != deterministic:  # or torch imports its compiler
+                torch.use_deterministic_algorithms(deterministic)
             if "cuda" in states:
                 torch.cuda.set_rng_state_all(states["cuda"])
 
