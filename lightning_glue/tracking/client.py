@@ -6,6 +6,7 @@ several processes that make them in one file at once destroy it.
 
 from __future__ import annotations
 
+import functools
 import os
 import re
 import shutil
@@ -83,6 +84,20 @@ def store_uri(uri: str | None) -> str:
             "http://HOST:PORT or sqlite:///FILE"
         )
     return address
+
+
+def get_ready() -> None:
+    """Import what a client of the usual store takes, before there is anything to ask of it."""
+    import mlflow
+
+    uri = mlflow.get_tracking_uri()
+    if uri.startswith("http"):
+        return
+    import mlflow.store.tracking.sqlalchemy_store
+    import sqlalchemy
+
+    sqlalchemy.make_url(uri).get_dialect()  # imports it
+    _head()
 
 
 def open_store(uri: str | None) -> tuple[MlflowClient, str]:
@@ -185,6 +200,7 @@ def _revision(database: Path) -> str | None:
     return found[0] if found else ""
 
 
+@functools.cache
 def _head() -> str:
     """The revision that this version of MLflow works with."""
     from mlflow.store.db.utils import _get_latest_schema_revision

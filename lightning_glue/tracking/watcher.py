@@ -18,12 +18,14 @@ from contextlib import ExitStack, suppress
 from pathlib import Path
 
 from lightning_glue.config.paths import ROOT
+from lightning_glue.tracking.client import get_ready
 from lightning_glue.tracking.courier import Courier
 from lightning_glue.tracking.journal import Journal, is_alive, now, try_lock
 from lightning_glue.tracking.pruning import prune
 from lightning_glue.tracking.state import State
 from lightning_glue.tracking.uploads import Undelivered
 from lightning_glue.utils.processes import PARENT
+from lightning_glue.utils.quick_imports import quick_imports
 from lightning_glue.utils.redact import first_line
 
 _POLL_SECONDS = 0.3  # each delivery costs the same however much it brings
@@ -250,19 +252,11 @@ def _read_folders(found: queue.SimpleQueue[Path | None]) -> None:
     found.put(None)
 
 
-def get_ready() -> None:
-    """Import MLflow while the training imports torch and builds its model."""
-    import mlflow
-
-    if not mlflow.get_tracking_uri().startswith("http"):
-        import mlflow.store.tracking.sqlalchemy_store
-
-
 def main() -> None:
     found: queue.SimpleQueue[Path | None] = queue.SimpleQueue()
     threading.Thread(target=_read_folders, args=(found,), daemon=True).start()
-    with suppress(Exception):  # what is wrong shows again where a journal is delivered, and is noted there
-        get_ready()
+    with suppress(Exception), quick_imports():  # what is wrong shows again, and is noted, where a journal is delivered
+        get_ready()  # while the training imports torch and builds its model
     watches: dict[Path, Watch] = {}
     closed = False
     while watches or not closed:
