@@ -14,6 +14,10 @@ if TYPE_CHECKING:
     from lightning_glue.data.datamodule import TokenizedSplit
     from lightning_glue.data.tokenizer import Tokenizer
 
+# As this process was started. This project tells its own processes how OpenMP's threads wait; another's program is
+# measured as its users have it.
+ENVIRONMENT = dict(os.environ)
+
 BASE = {
     "encoder_layers": 12, "encoder_embed_dim": 768, "encoder_ffn_embed_dim": 3072, "encoder_attention_heads": 12,
     "max_positions": 512,

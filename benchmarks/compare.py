@@ -20,7 +20,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from common import BASE, describe_machine
+from common import BASE, ENVIRONMENT, describe_machine
 
 ROOT = Path(__file__).resolve().parents[1]
 _WARM_UP = 3  # steps of each side before the first pair: oneDNN makes its kernels
@@ -45,10 +45,22 @@ def step_in_turn(args: argparse.Namespace) -> None:
     """A training whose steps each wait for a line on standard input and answer with one."""
     import time
 
-    import pytorch_lightning as pl
-    import torch
-
     from lightning_glue import config as configuration
+    from lightning_glue.utils.quick_imports import quick_imports
+
+    shape = ",".join(f"{key}:{value}" for key, value in BASE.items())
+    base = ["model.source=random", "model.tokenizer=wordpiece", f"model.architecture={{{shape}}}"]
+    steps = args.pairs + _WARM_UP
+    config = configuration.compose(
+        ["trainer.gpus=0", f"trainer.max_steps={steps}", "trainer.max_epochs=1000",
+         *(base if args.model == "base" else []), *args.overrides],
+        task=args.task, model="minilm" if args.model == "base" else args.model,
+        data="glue" if os.environ.get("GLUE_DIR") else "sample",
+    )  # fmt: skip
+    with quick_imports():
+        import pytorch_lightning as pl
+        import torch
+
     from lightning_glue.training.build import Warm, build
     from lightning_glue.training.devices import resolve_precision
     from lightning_glue.training.run import prepare_process
@@ -65,17 +77,9 @@ def step_in_turn(args: argparse.Namespace) -> None:
 
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # whatever else is printed
-    shape = ",".join(f"{key}:{value}" for key, value in BASE.items())
-    base = ["model.source=random", "model.tokenizer=wordpiece", f"model.architecture={{{shape}}}"]
-    steps = args.pairs + _WARM_UP
-    config = configuration.compose(
-        ["trainer.gpus=0", f"trainer.max_steps={steps}", "trainer.max_epochs=1000",
-         *(base if args.model == "base" else []), *args.overrides],
-        task=args.task, model="minilm" if args.model == "base" else args.model,
-        data="glue" if os.environ.get("GLUE_DIR") else "sample",
-    )  # fmt: skip
     prepare_process(config)
     torch.set_num_threads(len(os.sched_getaffinity(0)))
+    print("imported", file=answers, flush=True)
     pl.seed_everything(1, verbose=False)
     module, data, _ = build(config, Warm())
     pl.Trainer(
@@ -87,11 +91,15 @@ def step_in_turn(args: argparse.Namespace) -> None:
 
 
 def start(checkout: Path) -> subprocess.Popen[str]:
-    environment = {**os.environ, "PYTHONPATH": str(checkout)}
+    """A side that has imported what it needs: it looks meanwhile whether the machine is free."""
+    environment = {**ENVIRONMENT, "PYTHONPATH": str(checkout)}
     command = [sys.executable, str(Path(__file__).resolve()), *sys.argv[1:], "--side", str(checkout)]
-    return subprocess.Popen(
+    side = subprocess.Popen(
         command, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )
+    assert side.stdout
+    side.stdout.readline()
+    return side
 
 
 def step(side: subprocess.Popen[str]) -> tuple[float, float, float]:

@@ -257,11 +257,17 @@ def run_hugging_face(side: Side, task: str, folder: Path, steps: int, watch: Sto
 
 def run_ours(side: Side, task: str, folder: Path, steps: int, watch: Stopwatch) -> None:
     """What ``python -m lightning_glue.train`` builds and runs, without tracking."""
-    import pytorch_lightning as pl
-    import torch
+    from lightning_glue import config as configuration
+    from lightning_glue.utils.quick_imports import quick_imports
+
+    precision: Literal["32-true", "bf16-mixed"] = "32-true" if side.precision == "fp32" else "bf16-mixed"
+    overrides = ["trainer.gpus=0", "trainer.max_epochs=1", f"trainer.precision={precision}"]
+    config = configuration.compose(overrides, task=task, model=str(folder / "start" / "checkpoint_best.pt"))
+    with quick_imports():
+        import pytorch_lightning as pl
+        import torch
     from torch.utils.data import DataLoader
 
-    from lightning_glue import config as configuration
     from lightning_glue.data.batching import MicroBatch, TrainSampler, padded_size
     from lightning_glue.model.roberta import logits, task_loss
     from lightning_glue.training.build import build
@@ -284,9 +290,6 @@ def run_ours(side: Side, task: str, folder: Path, steps: int, watch: Stopwatch) 
         def on_validation_end(self, *_: Any) -> None:
             watch.evaluation.append(time.perf_counter())
 
-    precision: Literal["32-true", "bf16-mixed"] = "32-true" if side.precision == "fp32" else "bf16-mixed"
-    overrides = ["trainer.gpus=0", "trainer.max_epochs=1", f"trainer.precision={precision}"]
-    config = configuration.compose(overrides, task=task, model=str(folder / "start" / "checkpoint_best.pt"))
     prepare_process(config)
     module, data, _ = build(config)
     module.model.load_state_dict(fine_tuned(folder).state_dict())  # with the same head as the others
@@ -313,6 +316,8 @@ def main() -> None:
     name, task, folder, steps = sys.argv[1], sys.argv[2], Path(sys.argv[3]), int(sys.argv[4])
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     side, watch = SIDES[name], Stopwatch()
+    if side.library != "ours":
+        import torch  # noqa: F401 - before this project says how its threads wait
     run = {"fairseq": run_fairseq, "huggingface": run_hugging_face, "ours": run_ours}[side.library]
     run(side, task, folder, steps, watch)
     watch.report(name)

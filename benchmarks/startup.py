@@ -161,7 +161,9 @@ def run(command: list[str], folder: Path) -> dict[str, Any]:
     """Start a side; its phases in seconds and what the step worked on."""
     folder.mkdir(exist_ok=True)
     begin = time.time()
-    result = subprocess.run(command, cwd=folder, capture_output=True, text=True)
+    from common import ENVIRONMENT
+
+    result = subprocess.run(command, cwd=folder, env=ENVIRONMENT, capture_output=True, text=True)
     told = [line for line in result.stdout.splitlines() if line.startswith('{"ends"')]
     if not told:
         sys.exit(f"{' '.join(command)} did not come to its first step:\n{result.stdout}{result.stderr}")

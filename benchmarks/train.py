@@ -21,7 +21,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from common import BASE, MINILM, describe_machine, matmul_rate
+from common import BASE, ENVIRONMENT, MINILM, describe_machine, matmul_rate
 from peers import SIDES
 from records import keep
 
@@ -109,7 +109,7 @@ def make_start(task: Task, shape: dict[str, int], steps: int, dev: int, folder: 
 
 def measure(side: str, task: str, steps: int, folder: Path) -> dict[str, Any]:
     """Run one side in a process of its own."""
-    environment = {**os.environ, "GLUE_DIR": str(folder / "glue"), "HF_HUB_OFFLINE": "1"}
+    environment = {**ENVIRONMENT, "GLUE_DIR": str(folder / "glue"), "HF_HUB_OFFLINE": "1"}
     command = [sys.executable, str(Path(__file__).with_name("peers.py")), side, task, str(folder), str(steps)]
     with tempfile.TemporaryDirectory() as home:
         result = subprocess.run(command, cwd=home, env=environment, capture_output=True, text=True)

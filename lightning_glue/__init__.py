@@ -6,6 +6,8 @@ As a library: :func:`fit`, :func:`load` and :func:`search`. They are imported wh
 import os
 from typing import TYPE_CHECKING, Any
 
+from lightning_glue.utils.openmp import sleep_while_waiting
+
 if TYPE_CHECKING:
     from lightning_glue.api import Run, Study, Trial, fit, load, search
     from lightning_glue.errors import (
@@ -18,9 +20,7 @@ if TYPE_CHECKING:
         UserError,
     )
 
-# Read when torch is first imported. By default OpenMP threads spin at every barrier; beside any other busy process
-# a training step then takes ten times as long. Sleeping threads cost nothing measurable on an idle machine.
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+sleep_while_waiting()
 # Read when MLflow is first imported. It would report its use to its makers, from a thread of its own.
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
 

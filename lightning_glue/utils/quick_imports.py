@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from lightning_glue.utils.deferred import Deferred, DeferredCompiler, deferred
+from lightning_glue.utils.openmp import spin_where_cores_are_free
 
 # A third of the importing, for nothing that this project calls: torchmetrics looks whether scipy.signal has ``hamming``
 # (torchmetrics/__init__.py), draws with matplotlib, and takes models of transformers, where that is installed, for
@@ -30,6 +31,7 @@ def quick_imports(*, freeze: bool = True) -> Iterator[None]:
     Args:
         freeze: whether all that is there then is put aside; not in a process that is somebody else's.
     """
+    spin_where_cores_are_free()
     collecting = gc.isenabled()
     gc.disable()
     try:
