@@ -53,11 +53,20 @@ SIDES = {
 }
 
 
+EPOCHS = 2  # over the same rows
+
+
 @dataclass
 class Stopwatch:
-    """What was seen and how long it took, from the first step's start to the last one's end."""
+    """What was seen and how long it took, from the first step's start to the last one's end, in the last of two epochs.
 
+    In the first one oneDNN makes a kernel for each shape that it meets, of which a training of some thousand steps has
+    no more.
+    """
+
+    warm_up: int  # steps
     loss: float = 0.0
+    started: int = 0
     examples: int = 0
     real_tokens: int = 0
     padded_tokens: int = 0
@@ -67,7 +76,11 @@ class Stopwatch:
     evaluated: int = 0
 
     def start(self) -> None:
-        self.begin = self.begin or time.perf_counter()
+        """A step begins."""
+        if self.started == self.warm_up:
+            self.evaluation, self.evaluated = [], 0
+            self.begin = time.perf_counter()
+        self.started += 1
 
     def saw(self, examples: int, real: int, padded: int) -> None:
         self.examples, self.real_tokens = self.examples + examples, self.real_tokens + real
@@ -80,12 +93,12 @@ class Stopwatch:
         seen = {
             "side": side,
             "loss": self.loss,
-            "train_examples": self.examples,
+            "train_examples": self.examples / EPOCHS,
             "train_seconds": self.end - self.begin,
             "eval_examples": self.evaluated,
             "eval_seconds": self.evaluation[-1] - self.evaluation[0],
-            "real_tokens": self.real_tokens,
-            "padded_tokens": self.padded_tokens,
+            "real_tokens": self.real_tokens / EPOCHS,
+            "padded_tokens": self.padded_tokens / EPOCHS,
         }
         print("\n" + json.dumps(seen), flush=True)
 
@@ -100,13 +113,13 @@ def run_fairseq(side: Side, task: str, folder: Path, steps: int, watch: Stopwatc
     train_step, valid_step = Trainer.train_step, Trainer.valid_step
 
     def timed_train_step(self: Any, samples: list[dict[str, Any]], raise_oom: bool = False) -> Any:
-        if not watch.begin:
+        if not watch.started:
             rows = self.task.dataset("valid")
             self.model.eval()
             with torch.no_grad():
                 loss, count, _ = self.criterion(self.model, rows.collater([rows[i] for i in range(CHECKED)]))
             watch.loss = float(loss) / count
-            watch.start()
+        watch.start()
         result = train_step(self, samples, raise_oom)
         for sample in samples:
             tokens = sample["net_input"]["src_tokens"]
@@ -130,7 +143,7 @@ def run_fairseq(side: Side, task: str, folder: Path, steps: int, watch: Stopwatc
         "checkpoint.no_save": True,
         "common.fp16": False,
         "common.cpu": True,
-        "optimization.max_epoch": 1,
+        "optimization.max_epoch": EPOCHS,
     }
     sys.argv = ["fairseq-hydra-train", "--config-dir", str(config), "--config-name", name]
     sys.argv += [f"{key}={value}" for key, value in options.items()]
@@ -238,7 +251,7 @@ def run_hugging_face(side: Side, task: str, folder: Path, steps: int, watch: Sto
         watch.loss = float(model(**collate(rows[known.dev[0].name][:CHECKED])).loss)
     watch.counting = True  # type: ignore[attr-defined]
     arguments = TrainingArguments(
-        "out", use_cpu=True, num_train_epochs=1, per_device_train_batch_size=config.data.batch_size,
+        "out", use_cpu=True, num_train_epochs=EPOCHS, per_device_train_batch_size=config.data.batch_size,
         learning_rate=config.lr, weight_decay=0.1, adam_beta2=0.98, adam_epsilon=1e-6, warmup_steps=0.06,
         lr_scheduler_type="linear", report_to=[], save_strategy="no", disable_tqdm=True, bf16=side.precision == "bf16",
         train_sampling_strategy="sequential" if side.grouped else "random",  # grouped_rows() keeps to its own order
@@ -261,7 +274,7 @@ def run_ours(side: Side, task: str, folder: Path, steps: int, watch: Stopwatch) 
     from lightning_glue.utils.quick_imports import quick_imports
 
     precision: Literal["32-true", "bf16-mixed"] = "32-true" if side.precision == "fp32" else "bf16-mixed"
-    overrides = ["trainer.gpus=0", "trainer.max_epochs=1", f"trainer.precision={precision}"]
+    overrides = ["trainer.gpus=0", f"trainer.max_epochs={EPOCHS}", f"trainer.precision={precision}"]
     config = configuration.compose(overrides, task=task, model=str(folder / "start" / "checkpoint_best.pt"))
     with quick_imports():
         import pytorch_lightning as pl
@@ -306,7 +319,7 @@ def run_ours(side: Side, task: str, folder: Path, steps: int, watch: Stopwatch) 
     chosen = spread([int(train.lengths[batch.indices].sum()) for batch in batches], steps)
     loader = DataLoader(train, sampler=[batches[i] for i in chosen], batch_size=None)
     pl.Trainer(
-        accelerator="cpu", max_epochs=1, precision=precision, callbacks=[Timer()], logger=False,
+        accelerator="cpu", max_epochs=EPOCHS, precision=precision, callbacks=[Timer()], logger=False,
         use_distributed_sampler=False, enable_checkpointing=False, enable_progress_bar=False,
         enable_model_summary=False, num_sanity_val_steps=0,
     ).fit(module, loader, data.val_dataloader())  # fmt: skip
@@ -315,7 +328,7 @@ def run_ours(side: Side, task: str, folder: Path, steps: int, watch: Stopwatch) 
 def main() -> None:
     name, task, folder, steps = sys.argv[1], sys.argv[2], Path(sys.argv[3]), int(sys.argv[4])
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    side, watch = SIDES[name], Stopwatch()
+    side, watch = SIDES[name], Stopwatch(warm_up=steps)
     if side.library != "ours":
         import torch  # noqa: F401 - before this project says how its threads wait
     run = {"fairseq": run_fairseq, "huggingface": run_hugging_face, "ours": run_ours}[side.library]

@@ -39,7 +39,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--tasks", nargs="+", default=["RTE", "SST-2"], help="default: RTE SST-2")
     parser.add_argument("--shape", choices=list(SHAPES), default="base", help="default: %(default)s")
     parser.add_argument("--rounds", type=int, default=2, help="default: %(default)s")
-    parser.add_argument("--steps", type=int, default=12, help="timed in a round (default: %(default)s)")
+    parser.add_argument("--steps", type=int, default=12, help="timed in a round, after as many (default: %(default)s)")
     parser.add_argument("--dev", type=int, default=128, help="dev rows (default: %(default)s)")
     parser.add_argument("--sides", nargs="+", choices=list(SIDES), help="default: all this processor has")
     return parser.parse_args()

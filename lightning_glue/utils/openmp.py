@@ -3,7 +3,7 @@
 A training step is thousands of short products, each split among the threads. Whoever is through with its part either
 sleeps, and being woken up takes longer than many a part, or spins: minilm's steps take two thirds of the time then. But
 where another program has one of the cores, threads spin while the one they wait for is not even running, and a step
-takes twice to six times as long. So threads spin for a little while, and only where cores are free as torch is imported.
+takes twice to six times as long. So threads spin for a little while, where cores are free as torch is imported.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import time
 from contextlib import suppress
 from pathlib import Path
 
+_NONE = "00"  # none, as no user writes it
 _SPINS = 5000  # of libgomp: 0.05 to 0.2 ms; a wait within a step is rarely longer
 _LEAST_SECONDS = 0.05  # to look how busy others are, whose time the system counts in hundredths of a second
 _SPARE = 0.5  # cores that others may use for a moment
@@ -22,12 +23,12 @@ _SPARE = 0.5  # cores that others may use for a moment
 def sleep_while_waiting() -> None:
     """Unless the user has said otherwise. To be called before torch is imported, which is when libgomp reads it."""
     if not {"OMP_WAIT_POLICY", "GOMP_SPINCOUNT"} & os.environ.keys():
-        os.environ |= {"OMP_WAIT_POLICY": "PASSIVE", "GOMP_SPINCOUNT": "0"}
+        os.environ |= {"OMP_WAIT_POLICY": "PASSIVE", "GOMP_SPINCOUNT": _NONE}
 
 
 def spin_where_cores_are_free() -> None:
     """What :func:`sleep_while_waiting` has set is changed where this process's threads have cores to themselves."""
-    if os.environ.get("GOMP_SPINCOUNT") != "0" or "torch" in sys.modules:
+    if os.environ.get("GOMP_SPINCOUNT") != _NONE or "torch" in sys.modules:
         return
     cores = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else set()
     others = _use_of_others(cores)

@@ -37,14 +37,14 @@ def test_threads_sleep_beside_a_program_that_has_their_core() -> None:
     core = max(os.sched_getaffinity(0))
     busy = subprocess.Popen([sys.executable, "-c", BUSY.format(core=core)])
     try:
-        assert look(f"os.sched_setaffinity(0, {{{core}}})") == "PASSIVE 0"
+        assert look(f"os.sched_setaffinity(0, {{{core}}})") == "PASSIVE 00"
     finally:
         busy.kill()
         busy.wait()
 
 
 def test_nothing_is_known_of_others_in_a_moment() -> None:
-    assert look(seconds=0) == "PASSIVE 0"
+    assert look(seconds=0) == "PASSIVE 00"
 
 
 @pytest.mark.parametrize(
@@ -52,6 +52,7 @@ def test_nothing_is_known_of_others_in_a_moment() -> None:
     [
         ("os.environ['OMP_WAIT_POLICY'] = 'ACTIVE'", "ACTIVE None"),
         ("os.environ['GOMP_SPINCOUNT'] = '77'", "None 77"),
+        ("os.environ['GOMP_SPINCOUNT'] = '0'", "None 0"),
     ],
 )
 def test_what_the_user_says_stays(given: str, kept: str) -> None:
@@ -65,7 +66,7 @@ def free(monkeypatch: pytest.MonkeyPatch) -> None:
     assert begun
     monkeypatch.setattr(openmp, "_BEGINNING", (time.monotonic() - 1e6, begun[1]))
     monkeypatch.setattr(openmp, "_limited", lambda cores: False)
-    monkeypatch.setenv("GOMP_SPINCOUNT", "0")
+    monkeypatch.setenv("GOMP_SPINCOUNT", "00")
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     monkeypatch.delitem(sys.modules, "torch", raising=False)
 
