@@ -17,6 +17,7 @@ from pathlib import Path
 _NONE = "00"  # none, as no user writes it
 _SPINS = 5000  # of libgomp: 0.05 to 0.2 ms; a wait within a step is rarely longer
 _LEAST_SECONDS = 0.05  # to look how busy others are, whose time the system counts in hundredths of a second
+_GROUPS, _PERIOD = Path("/sys/fs/cgroup"), "cpu.cfs_period_us"
 _SPARE = 0.5  # cores that others may use for a moment
 
 
@@ -72,12 +73,22 @@ def _use_of_others(cores: set[int]) -> float | None:
 
 
 def _limited(cores: int) -> bool:
-    """Whether a container may use less time than so many cores have, of which a thread that spins takes as well."""
-    with suppress(OSError, ValueError, IndexError):
-        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()
-        return quota != "max" and int(quota) < cores * int(period)
-    with suppress(OSError, ValueError):
-        folder = Path("/sys/fs/cgroup/cpu")
-        quota_of_v1 = int((folder / "cpu.cfs_quota_us").read_text())
-        return 0 < quota_of_v1 < cores * int((folder / "cpu.cfs_period_us").read_text())
+    """Whether a control group may use less time than so many cores have, of which a thread that spins takes as well."""
+    for folder in (_own_group(), *_own_group().parents):
+        with suppress(OSError, ValueError):
+            quota, period = (folder / "cpu.max").read_text().split()
+            if quota != "max" and int(quota) < cores * int(period):
+                return True
+    with suppress(OSError, ValueError):  # the first version of control groups
+        folder = _GROUPS / "cpu"
+        return 0 < int((folder / "cpu.cfs_quota_us").read_text()) < cores * int((folder / _PERIOD).read_text())
     return False
+
+
+def _own_group() -> Path:
+    """This process's folder, which is the root in a container that sees no other."""
+    with suppress(OSError):
+        for line in Path("/proc/self/cgroup").read_text().splitlines():
+            if line.startswith("0::/"):
+                return _GROUPS / line.removeprefix("0::/")
+    return _GROUPS

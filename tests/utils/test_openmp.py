@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 
@@ -94,6 +95,24 @@ def test_as_many_cores_must_be_free_as_there_are_threads(
 def test_threads_sleep_where_a_container_has_less_time_than_its_cores(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(openmp, "_limited", lambda cores: True)
     assert spins() == 0
+
+
+@pytest.mark.parametrize(("quota", "limited"), [("150000", True), ("200000", False), ("max", False), ("-1", False)])
+@pytest.mark.parametrize("version", [1, 2])
+def test_what_a_control_group_may_use(
+    version: int, quota: str, limited: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(openmp, "_GROUPS", tmp_path)
+    monkeypatch.setattr(openmp, "_own_group", lambda: tmp_path / "user.slice" / "session.scope")
+    if version == 2 and quota != "-1":
+        (tmp_path / "user.slice" / "session.scope").mkdir(parents=True)
+        (tmp_path / "user.slice" / "session.scope" / "cpu.max").write_text("max 100000\n")
+        (tmp_path / "user.slice" / "cpu.max").write_text(f"{quota} 100000\n")
+    elif quota != "max":
+        (tmp_path / "cpu").mkdir()
+        (tmp_path / "cpu" / "cpu.cfs_quota_us").write_text(f"{quota}\n")
+        (tmp_path / "cpu" / "cpu.cfs_period_us").write_text("100000\n")
+    assert openmp._limited(2) == limited
 
 
 @pytest.mark.usefixtures("free")
