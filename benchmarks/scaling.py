@@ -32,10 +32,15 @@ ROWS = (1024, 10_240, 102_400)  # no batch of 32 is cut short
 
 def train(arguments: Sequence[str], warmup: int, steps: int) -> None:
     """Train as ``lightning_glue.train`` does and print, from each process, the seconds and examples of its steps."""
-    import pytorch_lightning as pl
-    from pytorch_lightning.callbacks import Checkpoint
-
     from lightning_glue import config as configuration
+    from lightning_glue.utils.quick_imports import quick_imports
+
+    model, task, source, *overrides = arguments
+    config = configuration.compose(overrides, task=task, model=model, data=source)
+    with quick_imports():
+        import pytorch_lightning as pl
+        from pytorch_lightning.callbacks import Checkpoint
+
     from lightning_glue.training.build import build
     from lightning_glue.training.run import make_trainer, prepare_process
 
@@ -56,8 +61,6 @@ def train(arguments: Sequence[str], warmup: int, steps: int) -> None:
                 print(json.dumps(found), flush=True)
                 os._exit(0)  # in all processes at the same step
 
-    model, task, source, *overrides = arguments
-    config = configuration.compose(overrides, task=task, model=model, data=source)
     prepare_process(config)
     pl.seed_everything(config.seed, workers=True, verbose=False)
     module, data, _ = build(config)
