@@ -42,6 +42,11 @@ def objective(job: Any, report: Callable[[int, float], bool], tell_run: Callable
     return Outcome(job.config["x"], data={"train": "same"})
 
 
+def silent(job: Any, report: Callable[[int, float], bool], tell_run: Callable[[str], None]) -> Outcome:
+    """A trial that does nothing at all: what it costs to dispatch one, and to take down what came of it."""
+    return Outcome(job.config["x"], data={"train": "same"})
+
+
 def start_of(name: str, system_metrics: float | None) -> dict[str, Any]:
     return {
         "id": name, "uri": None, "experiment": "scale", "name": name, "run_id": None, "time": 1_700_000_000_000,
@@ -133,7 +138,7 @@ def done_trial(number: int) -> FrozenTrial:
     )
 
 
-def measure_trials(storage: str, name: str, finished: int, total: int) -> float:
+def measure_trials(storage: str, name: str, finished: int, total: int, objective: str = "objective") -> float:
     """CPU ms of the controller per trial, from the second trial on, with all that a search tells of its trials."""
     from lightning_glue.execution.local import groups
     from lightning_glue.execution.place import Division, places
@@ -173,7 +178,7 @@ def measure_trials(storage: str, name: str, finished: int, total: int) -> float:
                 controller.stopped_by = controller.stopped_by or signal_of_the_end()
 
     where = places(Division(workers=1))
-    executors = groups(where, "scale:objective", study_folder(study.name, study.id))
+    executors = groups(where, f"scale:{objective}", study_folder(study.name, study.id))
     controller = Controller(
         study, SPACE, lambda running, seed, folder: Job(running.parameters, {}, str(folder)), executors, Observer()
     )
@@ -227,10 +232,12 @@ def show_trials() -> dict[str, float]:
             few = measure_trials(storage, "few", 0, MEASURED + SOME)
             queued = measure_trials(storage, "queued", 0, MANY)
             finished = measure_trials(storage, "finished", MANY, MANY + MEASURED + SOME)
+            quiet = measure_trials(storage, "silent", MANY, MANY + MEASURED + SOME, "silent")
             alone = measure_optuna(storage)
             print(
                 f"  {kind}: {few:.1f} with {SOME} queued, {queued:.1f} with {MANY} queued ({queued / few:.2f}x), "
-                f"{finished:.1f} with {MANY} finished ({finished / few:.2f}x); Optuna alone {alone:.1f} "
+                f"{finished:.1f} with {MANY} finished ({finished / few:.2f}x), "
+                f"{quiet:.1f} without reports; Optuna alone {alone:.1f} "
                 f"({few / alone:.2f}x); load {os.getloadavg()[0]:.1f}"
             )
             ratios |= {f"trial, {kind}: {MANY} queued / {SOME}": queued / few}
