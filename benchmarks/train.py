@@ -52,9 +52,10 @@ def write_rows(task_name: str, rows: dict[str, int | None], seed: int, folder: P
     (folder / task.directory).mkdir(parents=True)
     for split in task.splits:
         if split.name in rows:
-            header, *lines = (source / split.file_name).read_text(encoding="utf-8").rstrip("\n").split("\n")
+            lines = (source / split.file_name).read_text(encoding="utf-8").rstrip("\n").split("\n")
+            header = [lines.pop(0)] if split.header else []
             chosen = random.Random(seed).sample(lines, rows[split.name] or len(lines))
-            text = "".join(f"{line}\n" for line in [header, *chosen])
+            text = "".join(f"{line}\n" for line in [*header, *chosen])
             (folder / task.directory / split.file_name).write_text(text, encoding="utf-8")
     return folder
 
