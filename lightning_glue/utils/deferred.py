@@ -30,8 +30,7 @@ class DeferredAttribute:
     """What others take of a module that is not imported, and what they take of that."""
 
     def __init__(self, module: str, path: str) -> None:
-        self._module, self._get = module, attrgetter(path)
-        self._path = path
+        self._module, self._path = module, path
 
     def __getattr__(self, name: str) -> DeferredAttribute:
         if name.startswith("__"):
@@ -41,13 +40,13 @@ class DeferredAttribute:
     def __instancecheck__(self, instance: object) -> bool:
         """Of nothing, while nobody has imported the class."""
         module = imported(self._module)
-        return module is not None and isinstance(instance, self._get(module))
+        return module is not None and isinstance(instance, attrgetter(self._path)(module))
 
     def __call__(self, *args: Any, **options: Any) -> Any:
         """Within :func:`deferred`: a decorator, which nobody needs yet either."""
         if isinstance(sys.modules.get(self._module), Deferred):
             return functools.partial(self._decorate, args, options)
-        return self._get(importlib.import_module(self._module))(*args, **options)
+        return attrgetter(self._path)(importlib.import_module(self._module))(*args, **options)
 
     def _decorate(self, args: Any, options: Any, function: Callable[..., Any]) -> Callable[..., Any]:
         @functools.wraps(function)

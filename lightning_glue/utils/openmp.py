@@ -31,42 +31,43 @@ def spin_where_cores_are_free() -> None:
     """What :func:`sleep_while_waiting` has set is changed where this process's threads have cores to themselves."""
     if os.environ.get("GOMP_SPINCOUNT") != _NONE or "torch" in sys.modules:
         return
-    cores = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else set()
-    others = _use_of_others(cores)
-    if others is None or _limited(len(cores)):
+    others, cores = _use_of_others(), len(_cores())
+    if others is None or _limited(cores):
         return
     threads = os.environ.get("OMP_NUM_THREADS", "")
-    wanted = int(threads) if threads.isdecimal() else len(cores)
-    if others + wanted <= len(cores) + _SPARE:
+    wanted = int(threads) if threads.isdecimal() else cores
+    if others + wanted <= cores + _SPARE:
         os.environ["GOMP_SPINCOUNT"] = str(_SPINS)
 
 
-def _busy_seconds(cores: set[int]) -> float | None:
+def _cores() -> set[int]:
+    """Those that this process may use; none where the system does not say."""
+    return os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else set()
+
+
+def _busy_seconds() -> float | None:
     """Processor time that all programs have used on these cores since the machine was started."""
     with suppress(OSError, ValueError):
         lines = [line.split() for line in Path("/proc/stat").read_text().splitlines() if line.startswith("cpu")]
         used = {name: [int(ticks) for ticks in values] for name, *values in lines}
         # man 5 proc: user, nice, system, idle, iowait, irq, softirq
-        ticks = [sum(used[f"cpu{core}"][i] for i in (0, 1, 2, 5, 6)) for core in cores if f"cpu{core}" in used]
+        ticks = [sum(used[f"cpu{core}"][i] for i in (0, 1, 2, 5, 6)) for core in _cores() if f"cpu{core}" in used]
         return sum(ticks) / os.sysconf("SC_CLK_TCK")
     return None
 
 
-def _own_seconds() -> float:
-    return sum(os.times()[:4])
+def _look() -> tuple[float, float] | None:
+    """The time, and the processor time of all programs but this one."""
+    busy = _busy_seconds()
+    return None if busy is None else (time.monotonic(), busy - sum(os.times()[:4]))
 
 
-def _look(cores: set[int]) -> tuple[float, float] | None:
-    busy = _busy_seconds(cores)
-    return None if busy is None else (time.monotonic(), busy - _own_seconds())
+_BEGINNING = _look()
 
 
-_BEGINNING = _look(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else None
-
-
-def _use_of_others(cores: set[int]) -> float | None:
+def _use_of_others() -> float | None:
     """How many of the cores other programs have used since this module was imported; None: nobody knows."""
-    now = _look(cores)
+    now = _look()
     if _BEGINNING is None or now is None or now[0] - _BEGINNING[0] < _LEAST_SECONDS:
         return None
     return (now[1] - _BEGINNING[1]) / (now[0] - _BEGINNING[0])

@@ -12,8 +12,6 @@ import pytest
 
 from lightning_glue.utils import openmp
 
-pytestmark = pytest.mark.skipif(not hasattr(os, "sched_getaffinity"), reason="no such system call here")
-
 LOOKING = """
 import os, time
 {given}
@@ -63,7 +61,7 @@ def test_what_the_user_says_stays(given: str, kept: str) -> None:
 @pytest.fixture
 def free(monkeypatch: pytest.MonkeyPatch) -> None:
     """Others have had next to nothing since long ago, and torch is not there yet."""
-    begun = openmp._look(os.sched_getaffinity(0))
+    begun = openmp._look()
     assert begun
     monkeypatch.setattr(openmp, "_BEGINNING", (time.monotonic() - 1e6, begun[1]))
     monkeypatch.setattr(openmp, "_limited", lambda cores: False)
@@ -123,11 +121,11 @@ def test_it_is_too_late_once_torch_is_there(monkeypatch: pytest.MonkeyPatch) -> 
 
 def test_processor_time_of_this_process_is_not_that_of_others() -> None:
     cores = os.sched_getaffinity(0)
-    first = openmp._look(cores)
+    first = openmp._look()
     spent = time.process_time()
     while time.process_time() - spent < 0.5:
         pass
-    second = openmp._look(cores)
+    second = openmp._look()
     assert first and second
-    busy, others = openmp._busy_seconds(cores), second[1] - first[1]
+    busy, others = openmp._busy_seconds(), second[1] - first[1]
     assert busy and others < (second[0] - first[0]) * len(cores) - 0.4
