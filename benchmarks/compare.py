@@ -48,8 +48,8 @@ def step_in_turn(args: argparse.Namespace) -> None:
     from lightning_glue import config as configuration
     from lightning_glue.utils.quick_imports import quick_imports
 
-    shape = ",".join(f"{key}:{value}" for key, value in BASE.items())
-    base = ["model.source=random", "model.tokenizer=wordpiece", f"model.architecture={{{shape}}}"]
+    shape = [f"+model.architecture.{key}={value}" for key, value in BASE.items()]
+    base = ["model.source=random", "model.tokenizer=wordpiece", *shape]
     steps = args.pairs + _WARM_UP
     config = configuration.compose(
         ["trainer.gpus=0", f"trainer.max_steps={steps}", "trainer.max_epochs=1000",
@@ -97,20 +97,24 @@ def start(checkout: Path) -> subprocess.Popen[str]:
     side = subprocess.Popen(
         command, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )
-    assert side.stdout
-    side.stdout.readline()
+    _answer(side)
     return side
+
+
+def _answer(side: subprocess.Popen[str]) -> str:
+    assert side.stdout and side.stderr
+    answer = side.stdout.readline()
+    if not answer:
+        sys.exit(f"a side ended:\n{side.stderr.read()[-2000:]}")
+    return answer
 
 
 def step(side: subprocess.Popen[str]) -> tuple[float, float, float]:
     """Wall seconds, processor seconds and loss of the side's next step."""
-    assert side.stdin and side.stdout and side.stderr
+    assert side.stdin
     side.stdin.write("\n")
     side.stdin.flush()
-    answer = side.stdout.readline()
-    if not answer:
-        sys.exit(f"a side ended:\n{side.stderr.read()[-2000:]}")
-    wall, processor, loss = json.loads(answer)
+    wall, processor, loss = json.loads(_answer(side))
     return wall, processor, loss
 
 

@@ -7,6 +7,7 @@ trains on a number of its batches that stand for them: the first ones of an epoc
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import random
@@ -20,7 +21,7 @@ from typing import TYPE_CHECKING, Any, Literal
 if TYPE_CHECKING:
     import torch
 
-    from lightning_glue.data.datamodule import TokenizedSplit
+    from lightning_glue.data.datamodule import GlueDataModule, TokenizedSplit
 
 CHECKED = 8  # dev rows whose loss before training is compared
 
@@ -50,9 +51,12 @@ SIDES = {
     "HF Trainer bf16 grouped": Side("huggingface", "bf16", grouped=True),
     "lightning-glue fp32": Side("ours", "fp32"),
     "lightning-glue bf16": Side("ours", "bf16"),
+    "products alone fp32": Side("products", "fp32"),
+    "products alone bf16": Side("products", "bf16"),
 }
 
 
+OURS: dict[str, Literal["32-true", "bf16-mixed"]] = {"fp32": "32-true", "bf16": "bf16-mixed"}
 EPOCHS = 2  # over the same rows
 
 
@@ -268,23 +272,43 @@ def run_hugging_face(side: Side, task: str, folder: Path, steps: int, watch: Sto
     watch.evaluated = len(dev)
 
 
-def run_ours(side: Side, task: str, folder: Path, steps: int, watch: Stopwatch) -> None:
-    """What ``python -m lightning_glue.train`` builds and runs, without tracking."""
+def build_ours(side: Side, task: str, folder: Path, steps: int, watch: Stopwatch) -> tuple[Any, Any, GlueDataModule]:
+    """Module, training batches and data of what ``python -m lightning_glue.train`` builds."""
     from lightning_glue import config as configuration
     from lightning_glue.utils.quick_imports import quick_imports
 
-    precision: Literal["32-true", "bf16-mixed"] = "32-true" if side.precision == "fp32" else "bf16-mixed"
-    overrides = ["trainer.gpus=0", f"trainer.max_epochs={EPOCHS}", f"trainer.precision={precision}"]
+    overrides = ["trainer.gpus=0", f"trainer.max_epochs={EPOCHS}", f"trainer.precision={OURS[side.precision]}"]
     config = configuration.compose(overrides, task=task, model=str(folder / "start" / "checkpoint_best.pt"))
     with quick_imports():
-        import pytorch_lightning as pl
         import torch
     from torch.utils.data import DataLoader
 
-    from lightning_glue.data.batching import MicroBatch, TrainSampler, padded_size
+    from lightning_glue.data.batching import MicroBatch, TrainSampler
     from lightning_glue.model.roberta import logits, task_loss
     from lightning_glue.training.build import build
     from lightning_glue.training.run import prepare_process
+
+    prepare_process(config)
+    module, data, _ = build(config)
+    module.model.load_state_dict(fine_tuned(folder).state_dict())  # with the same head as the others
+    dev = data.splits[module.task.dev[0].name]
+    batch = dev[MicroBatch(torch.arange(CHECKED).numpy(), 1.0)]
+    with torch.no_grad():
+        watch.loss = float(task_loss(logits(module.model.eval(), batch), batch["targets"]).mean())
+    module.model.train()
+    train, size = data.splits["train"], config.data.batch_size
+    sampler = TrainSampler(train.lengths, size, seed=1, pool=config.data.length_pool)
+    batches = [batch for batch in sampler if len(batch.indices) == size]
+    chosen = spread([int(train.lengths[batch.indices].sum()) for batch in batches], steps)
+    return module, DataLoader(train, sampler=[batches[i] for i in chosen], batch_size=None), data
+
+
+def run_ours(side: Side, task: str, folder: Path, steps: int, watch: Stopwatch) -> None:
+    """What ``python -m lightning_glue.train`` builds and runs, without tracking."""
+    module, loader, data = build_ours(side, task, folder, steps, watch)
+    import pytorch_lightning as pl
+
+    from lightning_glue.data.batching import padded_size
 
     class Timer(pl.Callback):
         def on_train_batch_start(self, trainer: Any, module: Any, batch: Any, index: int) -> None:
@@ -303,36 +327,67 @@ def run_ours(side: Side, task: str, folder: Path, steps: int, watch: Stopwatch) 
         def on_validation_end(self, *_: Any) -> None:
             watch.evaluation.append(time.perf_counter())
 
-    prepare_process(config)
-    module, data, _ = build(config)
-    module.model.load_state_dict(fine_tuned(folder).state_dict())  # with the same head as the others
-    dev = data.splits[module.task.dev[0].name]
-    batch = dev[MicroBatch(torch.arange(CHECKED).numpy(), 1.0)]
-    with torch.no_grad():
-        watch.loss = float(task_loss(logits(module.model.eval(), batch), batch["targets"]).mean())
-    module.model.train()
-    train = data.splits["train"]
-    size = config.data.batch_size
-    batches = [
-        b for b in TrainSampler(train.lengths, size, seed=1, pool=config.data.length_pool) if len(b.indices) == size
-    ]
-    chosen = spread([int(train.lengths[batch.indices].sum()) for batch in batches], steps)
-    loader = DataLoader(train, sampler=[batches[i] for i in chosen], batch_size=None)
     pl.Trainer(
-        accelerator="cpu", max_epochs=EPOCHS, precision=precision, callbacks=[Timer()], logger=False,
+        accelerator="cpu", max_epochs=EPOCHS, precision=OURS[side.precision], callbacks=[Timer()], logger=False,
         use_distributed_sampler=False, enable_checkpointing=False, enable_progress_bar=False,
         enable_model_summary=False, num_sanity_val_steps=0,
     ).fit(module, loader, data.val_dataloader())  # fmt: skip
+
+
+def linear_shapes(model: Any, tokens: int, examples: int) -> list[tuple[int, int, int]]:
+    """(rows, inputs, outputs) of the linear layers of our forward, attention's small products left out."""
+    *layers, last = model.encoder.sentence_encoder.layers
+    width, inner = last.fc1.in_features, last.fc1.out_features
+    layer = [(3 * width, width), (width, width), (inner, width), (width, inner)]
+    all_tokens = [(tokens, inputs, outputs) for _ in layers for outputs, inputs in layer]
+    first = [(width, width), *layer[1:]]  # of the last layer, which has keys and values of the rest
+    return [*all_tokens, (tokens, width, 2 * width), *((examples, inputs, outputs) for outputs, inputs in first)]
+
+
+def run_products(side: Side, task: str, folder: Path, steps: int, watch: Stopwatch) -> None:
+    """The matrix products of our steps and nothing else: no loop, no casts, no optimizer; what a step cannot beat."""
+    module, loader, data = build_ours(side, task, folder, steps, watch)
+    import torch
+
+    from lightning_glue.data.batching import padded_size
+    from lightning_glue.model.unpadded import Rows
+
+    dtype = torch.float32 if side.precision == "fp32" else torch.bfloat16
+    weights = [torch.randn(b, a).mul(0.02).to(dtype) for _, a, b in linear_shapes(module.model, 0, 0)]
+    numbers = torch.randn(8192, weights[2].shape[0]).to(dtype).flatten()
+
+    def multiply(batch: Any, backward: bool) -> None:
+        rows = Rows.of(batch["lengths"], len(batch["tokens"]), batch["longest"])
+        shapes = linear_shapes(module.model, len(rows.places), len(batch["rows"]))
+        inputs = [numbers[: n * a].view(n, a) for n, a, _ in shapes]
+        for x, weight in zip(inputs, weights):
+            torch.nn.functional.linear(x, weight)
+        for x, weight, (n, _, b) in reversed([*zip(inputs, weights, shapes)] if backward else []):
+            gradient = numbers[: n * b].view(n, b)
+            gradient @ weight
+            gradient.t() @ x
+
+    for _ in range(EPOCHS):
+        for batch in loader:
+            watch.start()
+            watch.saw(len(batch["rows"]), len(batch["tokens"]), padded_size(batch))
+            multiply(batch, backward=True)
+            watch.stop()
+        watch.evaluation.append(time.perf_counter())
+        for batch in itertools.chain(*data.val_dataloader()):
+            multiply(batch, backward=False)
+            watch.evaluated += len(batch["rows"])
+        watch.evaluation.append(time.perf_counter())
 
 
 def main() -> None:
     name, task, folder, steps = sys.argv[1], sys.argv[2], Path(sys.argv[3]), int(sys.argv[4])
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     side, watch = SIDES[name], Stopwatch(warm_up=steps)
-    if side.library != "ours":
+    if side.library in ("fairseq", "huggingface"):
         import torch  # noqa: F401 - before this project says how its threads wait
-    run = {"fairseq": run_fairseq, "huggingface": run_hugging_face, "ours": run_ours}[side.library]
-    run(side, task, folder, steps, watch)
+    runs = {"fairseq": run_fairseq, "huggingface": run_hugging_face, "ours": run_ours, "products": run_products}
+    runs[side.library](side, task, folder, steps, watch)
     watch.report(name)
 
 
