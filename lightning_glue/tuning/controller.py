@@ -222,7 +222,8 @@ class Controller:
             if not self._stopping:
                 self._train(group, running)
             return
-        noted = {"collapsed": running.collapsed, "first_step_seconds": outcome["first_step_seconds"]}
+        said = {"collapsed": running.collapsed or None, "first_step_seconds": outcome["first_step_seconds"]}
+        noted = {key: value for key, value in said.items() if value is not None}  # each is a transaction of its own
         if pruned:
             ours = self.study.finish(running.trial_id, TrialState.PRUNED, **noted)
         else:
@@ -278,7 +279,7 @@ class Controller:
                 shutil.rmtree(scratch_folder(self.folder, running.first, seed), ignore_errors=True)
         if not self.warm and group.processes and not self._stopping:
             self._end(group)
-        self.observer.finished(self.study.ended(running.number), running.runs)
+        self.observer.finished(self.study.ended(running.trial_id), running.runs)
         self.observer.changed(list(self.running.values()))
 
     def _end(self, group: Executor) -> None:
@@ -297,7 +298,7 @@ class Controller:
         if now >= self._next_reap:
             self._next_reap = now + self.study.heartbeat
             for trial in self.study.reap():
-                self.observer.finished(self.study.ended(trial.number), trial.user_attrs.get("runs", []))
+                self.observer.finished(self.study.ended(trial._trial_id), trial.user_attrs.get("runs", []))
             self.observer.changed(list(self.running.values()))
 
 

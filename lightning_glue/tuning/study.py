@@ -85,18 +85,18 @@ class SharedStudy(StoredStudy):
 
     def look(self) -> Slots:
         """The trials by slot, as the storage has them now: the same object each time, brought up to date."""
-        self._look()
+        self.slots.update(self.trials())
+        self._looked = time.monotonic()
         return self.slots
 
-    def _look(self) -> list[FrozenTrial]:
-        trials = self.trials()
-        self.slots.update(trials)
-        self._looked = time.monotonic()
-        return trials
+    def ended(self, trial_id: int) -> FrozenTrial:
+        """A trial that has just ended, as the storage has it; of :attr:`slots` it alone is brought up to date.
 
-    def ended(self, number: int) -> FrozenTrial:
-        """A trial that has just ended, as the storage has it; :attr:`slots` are brought up to date with it."""
-        return self._look()[number]
+        To read it costs less than half of reading all that wait and run.
+        """
+        trial = self.trial(trial_id)
+        self.slots.put(trial)
+        return trial
 
     def asked_for(self) -> int:
         """The most trials that any command has asked of the study; 0 where none has."""

@@ -268,6 +268,30 @@ def test_few_trials_wait_however_many_are_to_come(storage: str) -> None:
     assert len(study.trials(TrialState.WAITING)) == AHEAD
 
 
+def test_a_trial_that_ends_is_read_alone_and_the_next_one_taken_unread(
+    storage: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("lightning_glue.tuning.study._LOOK_SECONDS", float("inf"))
+    study = share(storage, "unread", 40)
+    trial = study.claim(SPACE)
+    study.finish(trial._trial_id, TrialState.COMPLETE, trial.params["x"])
+    looks: list[object] = []
+    monkeypatch.setattr(study.storage, "get_all_trials", lambda *said, **named: looks.append(said))
+    ended = study.ended(trial._trial_id)
+    assert (ended.state, ended.value) == (TrialState.COMPLETE, trial.params["x"])
+    assert study.slots.best == ended
+    assert study.claim(SPACE).number == trial.number + 1
+    assert not looks
+
+
+def test_a_trial_says_only_what_there_is_to_say(storage: str) -> None:
+    study = share(storage, "terse", 4)
+    control(study, "noisy").run()
+    for trial in study.trials(TrialState.COMPLETE):
+        noted = {"slot", "heartbeat", *(["collapsed"] if trial.params["x"] < 0.2 else [])}  # a transaction each
+        assert set(trial.user_attrs) == noted
+
+
 def test_a_study_is_known_by_its_id_not_by_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("lightning_glue.tuning.study._STANDSTILL_SECONDS", 0.5)
     dead, new = (share(str(tmp_path / f"{name}.journal"), "same", 1) for name in ("dead", "new"))
@@ -524,7 +548,7 @@ def test_several_seeds_give_the_median_and_wilcoxon_stops_the_hopeless(storage: 
     for trial in pruned:
         assert len(trial.intermediate_values) < 5
     for trial in trials:
-        assert trial.user_attrs["collapsed"] == (len(trial.intermediate_values) if trial.params["x"] < 0.2 else 0)
+        assert trial.user_attrs.get("collapsed", 0) == (len(trial.intermediate_values) if trial.params["x"] < 0.2 else 0)
 
 
 def test_trials_on_other_data_end_the_study(storage: str) -> None:

@@ -33,7 +33,7 @@ def folder(tmp_path: Path, new_store: Callable[[Path], None], monkeypatch: pytes
 def complete(study: SharedStudy) -> optuna.trial.FrozenTrial:
     trial = study.claim(SPACE)
     study.finish(trial._trial_id, TrialState.COMPLETE, trial.params["x"])
-    return study.ended(trial.number)
+    return study.ended(trial._trial_id)
 
 
 def store() -> mlflow.MlflowClient:
