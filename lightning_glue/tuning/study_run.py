@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 _REFRESH_SECONDS = 60.0  # between two drawings of the plots, at least
 _SHARE = 0.05  # of a thread's time for drawing, at most
 _INCHES = 2.5  # of width for each parameter's name below a plot
+_NAMED = 30  # lines of a plot that a legend names: with more of them it grows taller than the plot
 _NAME_LIMIT = 200  # characters of a study's name in the name of a run: MLflow's tables hold 250
 
 STUDY_TAG = "lightning_glue.study"  # of the study's run: the study's id
@@ -179,7 +180,10 @@ def _draw(study: optuna.Study, metric: str) -> tuple[dict[str, bytes], float]:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # experimental; a constant parameter's axis
             axes = call()
-        figure = (axes.flat[0] if hasattr(axes, "flat") else axes).figure
+        first = axes.flat[0] if hasattr(axes, "flat") else axes
+        if (legend := first.get_legend()) and len(legend.get_texts()) > _NAMED:
+            legend.remove()
+        figure = first.figure
         parts = (
             len({key for trial in complete for key in trial.params}) if name in ("slice", "parallel_coordinate") else 0
         )

@@ -548,7 +548,8 @@ def test_several_seeds_give_the_median_and_wilcoxon_stops_the_hopeless(storage: 
     for trial in pruned:
         assert len(trial.intermediate_values) < 5
     for trial in trials:
-        assert trial.user_attrs.get("collapsed", 0) == (len(trial.intermediate_values) if trial.params["x"] < 0.2 else 0)
+        collapsed = len(trial.intermediate_values) if trial.params["x"] < 0.2 else 0
+        assert trial.user_attrs.get("collapsed", 0) == collapsed
 
 
 def test_trials_on_other_data_end_the_study(storage: str) -> None:

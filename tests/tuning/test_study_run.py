@@ -19,7 +19,7 @@ from lightning_glue import tune
 from lightning_glue.tracking.logger import MLflowTracker
 from lightning_glue.tuning.results import study_status
 from lightning_glue.tuning.study import SharedStudy
-from lightning_glue.tuning.study_run import STUDY_TAG, StudyTracking
+from lightning_glue.tuning.study_run import STUDY_TAG, StudyTracking, draw
 
 
 @pytest.fixture(autouse=True)
@@ -119,3 +119,14 @@ def test_a_command_line_is_recorded_without_passwords(monkeypatch: pytest.Monkey
         "sys.orig_argv", ["python", "-m", "x", "--storage", "postgresql://ann:s3'cr3t@db/optuna", "a b"]
     )
     assert command_line() == "python -m x --storage 'postgresql://ann:***@db/optuna' 'a b'"
+
+
+def test_a_legend_of_many_trials_does_not_outgrow_its_plot(recwarn: pytest.WarningsRecorder) -> None:
+    heights = []
+    for trials in (5, 60):
+        study = optuna.create_study(direction="maximize")
+        study.add_trials([optuna.create_trial(value=0.5, intermediate_values={1: 0.4, 2: 0.5})] * trials)
+        picture = draw(study, "accuracy")[0]["intermediate_values"]
+        heights.append(int.from_bytes(picture[20:24], "big"))  # of PNG's header
+    assert heights[0] == heights[1]
+    assert not [str(warning.message) for warning in recwarn if "layout" in str(warning.message)]
