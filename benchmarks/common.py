@@ -25,6 +25,11 @@ BASE = {
 MINILM = BASE | {"encoder_layers": 6, "encoder_embed_dim": 384, "encoder_ffn_embed_dim": 1536}
 
 
+def of_shape(shape: dict[str, int]) -> list[str]:
+    """Overrides that give any model of ``conf/model`` this shape and random weights."""
+    return ["model.source=random", *(f"++model.architecture.{key}={value}" for key, value in shape.items())]
+
+
 def machine() -> dict[str, str | int | bool]:
     """Processor, cores this process may use, memory, versions."""
     import psutil

@@ -20,7 +20,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from common import BASE, ENVIRONMENT, describe_machine
+from common import BASE, ENVIRONMENT, describe_machine, of_shape
 
 ROOT = Path(__file__).resolve().parents[1]
 _WARM_UP = 3  # steps of each side before the first pair: oneDNN makes its kernels
@@ -48,12 +48,10 @@ def step_in_turn(args: argparse.Namespace) -> None:
     from lightning_glue import config as configuration
     from lightning_glue.utils.quick_imports import quick_imports
 
-    shape = [f"+model.architecture.{key}={value}" for key, value in BASE.items()]
-    base = ["model.source=random", "model.tokenizer=wordpiece", *shape]
     steps = args.pairs + _WARM_UP
     config = configuration.compose(
         ["trainer.gpus=0", f"trainer.max_steps={steps}", "trainer.max_epochs=1000",
-         *(base if args.model == "base" else []), *args.overrides],
+         *(of_shape(BASE) if args.model == "base" else []), *args.overrides],
         task=args.task, model="minilm" if args.model == "base" else args.model,
         data="glue" if os.environ.get("GLUE_DIR") else "sample",
     )  # fmt: skip

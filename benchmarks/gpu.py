@@ -28,7 +28,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from common import BASE, describe_machine, matmul_rate, real_rows
+from common import BASE, describe_machine, matmul_rate, of_shape, real_rows
 from peers import hugging_face_batch, hugging_face_rows
 from records import keep
 from torch import Tensor
@@ -340,16 +340,14 @@ def lightning_glue(context: Context, size: int, *, replays: bool) -> Measured:
     from lightning_glue.training.preemption import Preemption
     from lightning_glue.training.trainer import make_callbacks, make_trainer, prepare_process
 
-    shape = {
-        f"model.architecture.{key}={value}" for key, value in SHAPES[context.shape].items() if key != "max_positions"
-    }
+    shape = {key: value for key, value in SHAPES[context.shape].items() if key != "max_positions"}
     warmup = context.warmup * (6 if replays else 1)  # most shapes have occurred by then
     options = [
         f"data.batch_size={size}", f"trainer.max_steps={warmup + context.steps}", "trainer.max_epochs=1000",
         f"trainer.cuda_graphs={str(replays).lower()}", f"trainer.gpus={int(context.device == 'cuda')}",
         "optimizer.lr=1e-6", "trainer.precision=bf16-mixed",
     ]  # fmt: skip
-    settings = config.compose([*options, *(f"++{one}" for one in shape)], task="MNLI", model="tiny")
+    settings = config.compose([*options, *of_shape(shape)], task="MNLI", model="tiny")
     moments = Moments(context, warmup)
 
     class Timer(pl.Callback):

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import importlib
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
+import pytest
 from helpers.project import ROOT
 from helpers.zygote import FORKED
+
+from lightning_glue.config import compose
 
 IMPORT = """
 import importlib, sys
@@ -24,6 +29,27 @@ def test_every_benchmark_is_imported(tmp_path: Path) -> None:
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert {"common", "records", "tracking", "train"} <= {*done.stdout.split()}
+
+
+@pytest.mark.parametrize("model", ["minilm", "tiny"])
+def test_a_shape_is_taken_by_every_model(model: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(ROOT / "benchmarks")
+    common = importlib.import_module("common")
+    config = compose(common.of_shape(common.BASE), model=model)
+    assert (config.model.source, dict(config.model.architecture)) == ("random", common.BASE)
+
+
+@pytest.mark.parametrize("shape", ["base", "minilm"])
+def test_products_alone_are_those_of_the_shape(shape: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One for each parameter, where every token is the first of its row: the last layer leaves nothing out."""
+    monkeypatch.syspath_prepend(ROOT / "benchmarks")
+    train, peers = importlib.import_module("train"), importlib.import_module("peers")
+    sizes = train.SHAPES[shape]
+    width, inner, layers = (sizes[f"encoder_{name}"] for name in ("embed_dim", "ffn_embed_dim", "layers"))
+    layer = SimpleNamespace(fc1=SimpleNamespace(in_features=width, out_features=inner))
+    encoder = SimpleNamespace(sentence_encoder=SimpleNamespace(layers=[layer] * layers))
+    shapes = peers.linear_shapes(SimpleNamespace(encoder=encoder), 7, 7)
+    assert sum(rows * inputs * outputs for rows, inputs, outputs in shapes) == 7 * train.multiplied(sizes)
 
 
 def test_the_proxy_of_the_tracking_benchmark_begins(tmp_path: Path) -> None:
