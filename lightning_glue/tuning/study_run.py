@@ -69,6 +69,7 @@ class StudyTracking:
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="study-figures")
         self._drawing: Future[tuple[dict[str, bytes], float]] | None = None
         self._next = 0.0
+        self._logged: int | None = None  # trials that are done, as was said last
 
     def finished(self, trial: FrozenTrial, runs: list[str]) -> None:
         """Tag the trial's trainings with its state, log the study's progress, draw its plots now and then."""
@@ -88,6 +89,9 @@ class StudyTracking:
             status: of the study's run; RUNNING where other controllers go on.
         """
         self._keep_drawn(wait=True)
+        if status == "FINISHED" and self._logged is not None:
+            self.study.look()  # others' last trials may have ended within a second of ours
+            self._log_progress()
         if status != "RUNNING":
             self._drawing = self._thread.submit(draw, self.study.study, self.metric)
             self._keep_drawn(wait=True)
@@ -111,9 +115,12 @@ class StudyTracking:
             watch(folder)
 
     def _log_progress(self) -> None:
-        slots = self.study.slots  # just looked at
+        slots = self.study.slots  # looked at within a second
         pruned = slots.counts[TrialState.PRUNED]
         done = slots.counts[TrialState.COMPLETE] + pruned
+        if done == self._logged:
+            return
+        self._logged = done
         values: dict[str, float] = {"study/trials": done, "study/pruned": pruned}
         if slots.best:
             values[f"best/{self.metric}"] = value_of(slots.best)

@@ -284,6 +284,16 @@ def test_a_trial_that_ends_is_read_alone_and_the_next_one_taken_unread(
     assert not looks
 
 
+def test_the_end_of_a_long_trial_shows_what_others_did_meanwhile(storage: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("lightning_glue.tuning.study._LOOK_SECONDS", 0.0)  # the last look is long ago
+    study, other = share(storage, "meanwhile", 4), share(storage, "meanwhile", 4)
+    trial, another = study.claim(SPACE), other.claim(SPACE)
+    other.finish(another._trial_id, TrialState.COMPLETE, 2.0)
+    study.finish(trial._trial_id, TrialState.COMPLETE, 1.0)
+    assert study.ended(trial._trial_id).value == 1.0
+    assert (study.slots.counts[TrialState.COMPLETE], study.slots.best.number) == (2, another.number)
+
+
 def test_a_trial_says_only_what_there_is_to_say(storage: str) -> None:
     study = share(storage, "terse", 4)
     control(study, "noisy").run()

@@ -69,6 +69,24 @@ def test_two_controllers_write_one_run(folder: Path) -> None:
     assert "figures/history.png" in [item.path for item in client.list_artifacts(found.info.run_id, "figures")]
 
 
+def test_trials_that_end_at_the_same_moment_are_all_counted(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("lightning_glue.tuning.study._LOOK_SECONDS", float("inf"))  # nobody sees the other's
+    studies = [share(str(folder / "study.journal"), "moment", 2) for _ in range(2)]
+    trackings = [
+        StudyTracking(MLflowTracker(None, "searches", "study moment"), study, {}, "dev/x", alone=alone)
+        for study, alone in zip(studies, [True, False])
+    ]
+    trials = [study.claim(SPACE) for study in studies]
+    for study, trial in zip(studies, trials):
+        study.finish(trial._trial_id, TrialState.COMPLETE, trial.params["x"])
+    for study, tracking, trial in zip(studies, trackings, trials):
+        tracking.finished(study.ended(trial._trial_id), [])
+    for tracking, status in zip(trackings, ["RUNNING", "FINISHED"]):
+        tracking.close(status)
+    metrics = study_run(studies[0]).data.metrics
+    assert (metrics["study/trials"], metrics["best/dev/x"]) == (2, max(trial.value for trial in studies[0].trials()))
+
+
 @pytest.mark.torture
 def test_a_search_without_its_server_is_delivered_later(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SLURM_PROCID", "3")  # one controller per task: each leads its own
