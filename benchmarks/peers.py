@@ -280,6 +280,7 @@ def build_ours(side: Side, task: str, folder: Path, steps: int, watch: Stopwatch
     overrides = ["trainer.gpus=0", f"trainer.max_epochs={EPOCHS}", f"trainer.precision={OURS[side.precision]}"]
     config = configuration.compose(overrides, task=task, model=str(folder / "start" / "checkpoint_best.pt"))
     with quick_imports():
+        import pytorch_lightning  # noqa: F401 - as the product imports it
         import torch
     from torch.utils.data import DataLoader
 

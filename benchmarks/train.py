@@ -124,7 +124,7 @@ def measure(side: str, task: str, steps: int, folder: Path) -> dict[str, Any]:
 def check_same_work(results: dict[str, list[dict[str, Any]]], train: int, dev: int, length: float) -> None:
     """Exit unless every side saw as many examples, as long ones, and computed the same loss before training."""
     losses = {SIDES[name].precision: runs[0]["loss"] for name, runs in results.items()}
-    expected = losses.get("fp32", losses["bf16"])
+    expected = losses["fp32" if "fp32" in losses else "bf16"]
     for name, runs in results.items():
         for run in runs:
             if (run["train_examples"], run["eval_examples"]) != (train, dev):

@@ -52,6 +52,18 @@ def test_products_alone_are_those_of_the_shape(shape: str, monkeypatch: pytest.M
     assert sum(rows * inputs * outputs for rows, inputs, outputs in shapes) == 7 * train.multiplied(sizes)
 
 
+@pytest.mark.parametrize("precisions", [["fp32"], ["bf16"], ["bf16", "fp32"]])
+def test_sides_of_any_precision_are_checked(precisions: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(ROOT / "benchmarks")
+    train = importlib.import_module("train")
+    run = {"train_examples": 16, "eval_examples": 8, "real_tokens": 160, "loss": 0.7}
+    results = {f"lightning-glue {precision}": [dict(run)] for precision in precisions}
+    train.check_same_work(results, 16, 8, 10.0)
+    results[f"lightning-glue {precisions[0]}"].append({**run, "loss": 0.8})
+    with pytest.raises(SystemExit, match="loss 0.80000 before training, not 0.70000"):
+        train.check_same_work(results, 16, 8, 10.0)
+
+
 def test_the_proxy_of_the_tracking_benchmark_begins(tmp_path: Path) -> None:
     code = "import sys; sys.path[:0] = [sys.argv.pop(1)]; import tracking\nexec(tracking._PROXY.format(0.2))"
     command = [sys.executable, "-c", FORKED + code, str(ROOT / "benchmarks"), "9"]
