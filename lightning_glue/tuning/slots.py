@@ -157,9 +157,10 @@ class Slots:
         """
         last = self.tried[slot][-1] if slot in self.tried else None
         if last is None or not last.user_attrs.get("again"):
-            return create_trial(
-                state=TrialState.WAITING, system_attrs={"fixed_params": point}, user_attrs={"slot": slot}
-            )
+            queued = (
+                {"fixed_params": point} if point else {}
+            )  # what is written costs every trial that has nothing there
+            return create_trial(state=TrialState.WAITING, system_attrs=queued, user_attrs={"slot": slot})
         return create_trial(
             state=TrialState.WAITING,
             params=last.params,

@@ -49,6 +49,11 @@ def later(draw: st.DrawFn, before: FrozenTrial) -> FrozenTrial:
     return trial(before.number, before.user_attrs.get("slot"), state, value, **attributes)
 
 
+def test_a_trial_without_a_point_of_its_own_has_nothing_of_it_written() -> None:
+    assert Slots().template(3, {}).system_attrs == {}
+    assert Slots().template(3, {"x": 1.0}).system_attrs == {"fixed_params": {"x": 1.0}}
+
+
 @given(histories(), st.integers(0, 8))
 @settings(max_examples=60, deadline=None)
 def test_kept_up_to_date_it_is_what_it_is_made_anew(looks: list[list[FrozenTrial]], retry_before: int) -> None:
