@@ -22,6 +22,8 @@ from typing import Any
 
 from common import BASE, ENVIRONMENT, describe_machine, of_shape
 
+from lightning_glue.utils.openmp import SPINS
+
 ROOT = Path(__file__).resolve().parents[1]
 _WARM_UP = 3  # steps of each side before the first pair: oneDNN makes its kernels
 
@@ -90,7 +92,9 @@ def step_in_turn(args: argparse.Namespace) -> None:
 
 def start(checkout: Path) -> subprocess.Popen[str]:
     """A side that has imported what it needs: it looks meanwhile whether the machine is free."""
-    environment = {**ENVIRONMENT, "PYTHONPATH": str(checkout)}
+    # Each would look how busy the machine is while the other one starts: one may spin then, and the other sleep.
+    waits = {"OMP_WAIT_POLICY": "PASSIVE", "GOMP_SPINCOUNT": str(SPINS)}
+    environment = {**waits, **ENVIRONMENT, "PYTHONPATH": str(checkout)}
     command = [sys.executable, str(Path(__file__).resolve()), *sys.argv[1:], "--side", str(checkout)]
     side = subprocess.Popen(
         command, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True

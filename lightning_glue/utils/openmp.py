@@ -15,7 +15,7 @@ from contextlib import suppress
 from pathlib import Path
 
 _NONE = "00"  # none, as no user writes it
-_SPINS = 5000  # of libgomp: 0.05 to 0.2 ms; a wait within a step is rarely longer
+SPINS = 5000  # of libgomp: 0.05 to 0.2 ms; a wait within a step is rarely longer
 _LEAST_SECONDS = 0.05  # to look how busy others are, whose time the system counts in hundredths of a second
 _GROUPS, _PERIOD = Path("/sys/fs/cgroup"), "cpu.cfs_period_us"
 _SPARE = 0.5  # cores that others may use for a moment
@@ -37,7 +37,7 @@ def spin_where_cores_are_free() -> None:
     threads = os.environ.get("OMP_NUM_THREADS", "")
     wanted = int(threads) if threads.isdecimal() else cores
     if others + wanted <= cores + _SPARE:
-        os.environ["GOMP_SPINCOUNT"] = str(_SPINS)
+        os.environ["GOMP_SPINCOUNT"] = str(SPINS)
 
 
 def _cores() -> set[int]:
