@@ -5,6 +5,7 @@ Batches are deterministic in (seed, epoch) and the same for any number of proces
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TypedDict
@@ -15,6 +16,7 @@ from torch.utils.data import Sampler
 
 from lightning_glue.data.tokenizer import PAD
 from lightning_glue.errors import ConfigError
+from lightning_glue.utils.processor import usable_cores
 
 
 @dataclass(frozen=True)
@@ -47,6 +49,20 @@ def moved(batch: Packed, device: torch.device) -> Packed:
     """The same on a device, whose copy the host does not wait for."""
     tokens, lengths = (batch[key].to(device, non_blocking=True) for key in ("tokens", "lengths"))
     return Packed(tokens=tokens, lengths=lengths, longest=batch["longest"])
+
+
+def split_rows(batch: Packed, count: int) -> list[Packed]:
+    """``count`` runs of neighbouring rows with about as many tokens each; fewer, where rows are few."""
+    ends = batch["lengths"].cumsum(0)
+    wanted = ends[-1] * torch.arange(1, count) // count
+    cuts = [0, *(torch.searchsorted(ends, wanted) + 1).tolist(), len(ends)]
+    return [_rows(batch, ends, begin, end) for begin, end in itertools.pairwise(cuts) if begin < end]
+
+
+def _rows(batch: Packed, ends: torch.Tensor, begin: int, end: int) -> Packed:
+    lengths = batch["lengths"][begin:end]
+    tokens = batch["tokens"][int(ends[begin] - lengths[0]) : int(ends[end - 1])]
+    return Packed(tokens=tokens, lengths=lengths, longest=int(lengths.max()))
 
 
 def padded(batch: Packed) -> torch.Tensor:
@@ -140,6 +156,11 @@ class TrainSampler(Sampler[MicroBatch]):
         for batch in train_batches(self.lengths, self.batch_size, self.seed, self.epoch, self.pool)[done:]:
             parts = split_batch(batch, self.lengths, self.world * self.accumulate)
             yield from parts[self.rank :: self.world]
+
+
+def evaluation_tokens(accelerator: str) -> int:
+    """Padding included, of a batch: some for each of a CPU's cores, however many processes they have, or a GPU full."""
+    return 16384 if accelerator == "cuda" else max(4096, 256 * usable_cores())
 
 
 class EvalSampler(Sampler[MicroBatch]):

@@ -22,6 +22,7 @@ from lightning_glue.inference.protocol import JSON, TooLarge, UnknownType, read_
 from lightning_glue.inference.scorer import Scorer
 
 _SECONDS = (0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 30)
+_BATCH_TOKENS = {"cpu": 2048, "cuda": 16384}  # padding included: requests wait for a batch that is being computed
 _ROWS = (1, 2, 4, 8, 16, 32, 64, 128, 256)
 
 
@@ -81,7 +82,9 @@ def make_app(scorer: Scorer, limits: Limits, token: str = "") -> FastAPI:
     Args:
         token: that ``Authorization: Bearer`` must have for predictions and metrics; empty: nobody is asked.
     """
-    batches = MicroBatches(scorer.outputs, scorer.batch_tokens, limits.queue, lambda *batch: metrics.computed(*batch))
+    batches = MicroBatches(
+        scorer.outputs, _BATCH_TOKENS[scorer.model.device.type], limits.queue, lambda *batch: metrics.computed(*batch)
+    )
     metrics = _Metrics(lambda: batches.waiting_rows)
 
     @asynccontextmanager

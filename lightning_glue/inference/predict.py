@@ -8,12 +8,14 @@ from functools import partial
 
 import torch
 
-from lightning_glue.data.batching import EvalSampler, Packed, moved
+from lightning_glue.data.batching import EvalSampler, Packed, moved, padded_size, split_rows
 from lightning_glue.data.datamodule import TokenizedSplit
 from lightning_glue.model.frozen import Frozen, supports
 from lightning_glue.model.roberta import HEAD, RobertaModel, logits
 from lightning_glue.tasks import Task
 from lightning_glue.utils.console import progress_bar
+
+_CACHED_TOKENS = 2048  # padding included; four times as many took 1.4 times as long
 
 
 def autocast(precision: str, device: torch.device) -> AbstractContextManager[object]:
@@ -36,10 +38,17 @@ def scoring(model: RobertaModel, precision: str) -> Callable[[Packed], torch.Ten
     To be called within :func:`autocast` of the same ``precision``, with rows sorted by length. On a CPU these are
     :class:`~lightning_glue.model.frozen.Frozen`'s, where that knows the model.
     """
-    dtype = product_type(precision, next(model.parameters()).device)
+    device = next(model.parameters()).device
+    dtype = product_type(precision, device)
     if supports(model, dtype):
         return Frozen(model, model.classification_heads[HEAD], dtype)
-    return partial(logits, model)
+    return partial(_in_parts if device.type == "cpu" else logits, model)
+
+
+def _in_parts(model: RobertaModel, batch: Packed) -> torch.Tensor:
+    """:func:`~lightning_glue.model.roberta.logits` of as many rows at once as a CPU's caches hold."""
+    parts = split_rows(batch, -(-padded_size(batch) // _CACHED_TOKENS))
+    return torch.cat([logits(model, part) for part in parts])
 
 
 def on_scale(task: Task, outputs: torch.Tensor) -> torch.Tensor:

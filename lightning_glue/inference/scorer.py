@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
 
-from lightning_glue.data.batching import EvalSampler, MicroBatch, moved
+from lightning_glue.data.batching import EvalSampler, evaluation_tokens, moved
 from lightning_glue.data.datamodule import TokenizedSplit, join_parts
 from lightning_glue.inference.predict import autocast, scoring
-from lightning_glue.inference.text_model import BATCH_TOKENS, Model
+from lightning_glue.inference.text_model import Model
 from lightning_glue.model.frozen import Frozen
 from lightning_glue.utils.processor import cpu_has_bf16
 
 PRECISIONS = ("auto", "32-true", "bf16-mixed", "16-mixed")
-_LEAST_TOKENS, _MOST_TOKENS = 256, 1024  # of a batch that one thread computes
 
 
 def resolve_precision(asked: str, trained: str | None, device: torch.device) -> str:
@@ -50,9 +48,6 @@ class Scorer:
         network = model.fine_tuned.model.eval()
         if self.precision == "64-true":
             network.double()
-        self.batch_tokens = BATCH_TOKENS[model.device.type]
-        self._threads = torch.get_num_threads()
-        self._pool: ThreadPoolExecutor | None = None
         self._forward = scoring(network, self.precision)
         self.frozen = isinstance(self._forward, Frozen)
 
@@ -72,29 +67,8 @@ class Scorer:
         """
         found = torch.empty(len(rows), self.model.task.num_outputs)
         with autocast(self.precision, self.model.device):
-            for places, outputs in self._batches(rows) if len(rows) else ():
-                found[places] = outputs
-                advance(len(places))
+            for batch in EvalSampler(rows.lengths, evaluation_tokens(self.model.device.type)) if len(rows) else ():
+                part = rows[batch]
+                found[part["rows"]] = self._forward(moved(part, self.model.device)).float().cpu()
+                advance(len(part["rows"]))
         return found.numpy()
-
-    def _batches(self, rows: TokenizedSplit) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-        """Places and outputs of the rows of each batch.
-
-        On a CPU a thread computes a batch of its own where there are enough for all: threads that share each product
-        wait for the slowest of them a thousand times a second, which on a busy machine is most of the time. A frozen
-        model's outputs do not depend on it.
-        """
-
-        def compute(batch: MicroBatch) -> tuple[torch.Tensor, torch.Tensor]:
-            part = rows[batch]
-            return part["rows"], self._forward(moved(part, self.model.device)).float().cpu()
-
-        share = len(rows.tokens) // self._threads
-        if not self.frozen or self._threads == 1 or share < _LEAST_TOKENS:
-            torch.set_num_threads(self._threads)  # a new thread begins with what was set last anywhere
-            yield from map(compute, EvalSampler(rows.lengths, self.batch_tokens))
-            return
-        batches = EvalSampler(rows.lengths, min(share, _MOST_TOKENS))
-        if self._pool is None:
-            self._pool = ThreadPoolExecutor(self._threads, "score", initializer=torch.set_num_threads, initargs=(1,))
-        yield from self._pool.map(compute, batches)

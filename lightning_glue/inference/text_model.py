@@ -9,14 +9,13 @@ from functools import partial
 import numpy as np
 import torch
 
+from lightning_glue.data.batching import evaluation_tokens
 from lightning_glue.data.datamodule import TokenizedSplit, join_parts
 from lightning_glue.errors import CheckpointError, DataError
 from lightning_glue.inference.finetuned import FineTuned
 from lightning_glue.inference.predict import on_scale, predict, present_labels
 from lightning_glue.model.roberta import MAX_TOKENS, token_limit
 from lightning_glue.tasks import Task
-
-BATCH_TOKENS = {"cpu": 2048, "cuda": 16384}  # padding included: what a CPU's caches hold, what fills a GPU
 
 
 @dataclass(frozen=True)
@@ -122,7 +121,7 @@ class Model:
         parts = [self.fine_tuned.tokenizer.encode([text.strip() for text in column]) for column in columns]
         tokens, lengths, _ = join_parts(parts, self.max_tokens)
         split = TokenizedSplit("rows", tokens, lengths, None)
-        return predict(self.fine_tuned.model, split, BATCH_TOKENS[self.device.type])
+        return predict(self.fine_tuned.model, split, evaluation_tokens(self.device.type))
 
 
 def _temperature(fine_tuned: FineTuned) -> float:

@@ -5,19 +5,26 @@ Weights are put into oneDNN's own layout once, and cast once where products are 
 as under autocast. In that layout oneDNN sums a row of a product in the same order however many rows there are; plain
 ``torch.nn.functional.linear`` does not. Attention sees rows of one padded length at a time, which the row alone
 decides: torch's kernel cuts its blocks by that length.
+
+So rows may be computed in any company, and each core computes some of its own: cores that share each product wait for
+the slowest of them a thousand times a second.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import cached_property
+from threading import Barrier
 from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lightning_glue.data.batching import Packed
+from lightning_glue.data.batching import Packed, split_rows
+from lightning_glue.model.cpu_attention import attend
 from lightning_glue.utils.processor import cpu_has_bf16
 
 if TYPE_CHECKING:
@@ -29,6 +36,7 @@ _TOKEN_STEP = 32  # products have few shapes, for each of which oneDNN makes a k
 _LENGTH_STEP, _LEAST_LENGTH = 8, 16  # shorter rows and other lengths take kernels that look at the number of rows
 _QUERIES = 2  # of the last layer: one alone takes a kernel that looks at the number of rows
 _ROWS_PACKED_FOR = 2048  # a hint; the layout does not depend on it
+_LEAST_TOKENS = 256  # that a core is given
 
 
 @dataclass(frozen=True)
@@ -114,7 +122,7 @@ class _Layer:
         padded = parts.index_select(0, group.padded).view(*group.shape, 3 if queries is None else 2, self.heads, -1)
         *q, k, v = padded.permute(2, 0, 3, 1, 4).unbind(0)
         mask = group.mask.to(k.dtype)
-        found = F.scaled_dot_product_attention(q[0] if queries is None else queries, k, v, attn_mask=mask)
+        found = attend(q[0] if queries is None else queries, k, v, mask)
         if queries is not None:
             return found[:, :, 0].flatten(1)
         return found.transpose(1, 2).reshape(len(group.padded), -1).index_select(0, group.real)
@@ -145,10 +153,31 @@ class Frozen:
         self._layers = [_Layer(layer, i == len(layers) - 1, dtype) for i, layer in enumerate(layers)]
         self._dense, self._out = _Linear.of(dtype, head.dense), _Linear.of(dtype, head.out_proj)
         self._activation: Callable[[Tensor], Tensor] = head.activation_fn
+        self._threads = torch.get_num_threads()
 
-    @torch.inference_mode()
     def __call__(self, batch: Packed) -> Tensor:
         """(rows, classes) in the order of the batch, which is sorted by length."""
+        parts = split_rows(batch, max(1, min(self._threads, len(batch["tokens"]) // _LEAST_TOKENS)))
+        if len(parts) > 1:
+            return torch.cat([*self._cores.map(self._outputs, parts)])
+        torch.set_num_threads(self._threads)  # a thread begins with what was set last anywhere
+        return self._outputs(batch)
+
+    @cached_property
+    def _cores(self) -> ThreadPoolExecutor:
+        """Threads that compute by themselves."""
+        pool, begun = ThreadPoolExecutor(self._threads, "frozen"), Barrier(self._threads)
+
+        def begin(_: int) -> None:
+            torch.set_num_threads(1)
+            begun.wait()  # so that each task has a thread of its own
+
+        list(pool.map(begin, range(self._threads)))
+        torch.set_num_threads(self._threads)
+        return pool
+
+    @torch.inference_mode()
+    def _outputs(self, batch: Packed) -> Tensor:
         lengths, count = batch["lengths"], len(batch["tokens"])
         groups, columns = _groups(lengths)
         x = self._embed(F.pad(batch["tokens"], (0, -count % _TOKEN_STEP)), F.pad(columns, (0, -count % _TOKEN_STEP)))

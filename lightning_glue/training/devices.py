@@ -11,6 +11,7 @@ import torch
 from pytorch_lightning.strategies import DDPStrategy, SingleDeviceStrategy, Strategy
 
 from lightning_glue.config import Config, TrainerConfig
+from lightning_glue.data.batching import evaluation_tokens
 from lightning_glue.errors import ConfigError
 from lightning_glue.utils.launch import ALONE, Launch, launch
 from lightning_glue.utils.processor import cpu_has_bf16 as cpu_has_bf16
@@ -115,6 +116,4 @@ def resolve_precision(config: TrainerConfig, accelerator: str) -> Precision:
 
 
 def resolve_eval_tokens(config: Config) -> int:
-    """Where not configured, what a CPU's caches hold (four times as many take 1.4 times as long), or fills a GPU."""
-    on_gpu = resolve_devices(config.trainer).accelerator == "cuda"
-    return config.data.eval_tokens or (16384 if on_gpu else 2048)
+    return config.data.eval_tokens or evaluation_tokens(resolve_devices(config.trainer).accelerator)

@@ -2,10 +2,19 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lightning_glue.data.batching import EvalSampler, TrainSampler, train_batches
+from lightning_glue.data import batching
+from lightning_glue.data.batching import (
+    EvalSampler,
+    Packed,
+    TrainSampler,
+    evaluation_tokens,
+    split_rows,
+    train_batches,
+)
 from lightning_glue.errors import UserError
 
 lengths_of = st.lists(st.integers(1, 60), min_size=1, max_size=120).map(np.array)
@@ -54,6 +63,26 @@ def test_evaluation_batches_do_not_depend_on_the_processes(lengths: np.ndarray, 
     assert sorted(dealt) == sorted(alone)
     assert sorted(row for batch in alone for row in batch) == list(range(len(lengths)))
     assert all(lengths[batch].max() * len(batch) <= budget for batch in alone)
+
+
+@given(lengths_of, st.integers(1, 9))
+@settings(max_examples=150, deadline=None)
+def test_parts_of_a_batch_have_its_rows_in_order_and_like_numbers_of_tokens(lengths: np.ndarray, count: int) -> None:
+    whole = Packed(tokens=torch.arange(lengths.sum()), lengths=torch.from_numpy(lengths), longest=int(lengths.max()))
+    parts = split_rows(whole, count)
+    assert 1 <= len(parts) <= count
+    for name in ("tokens", "lengths"):
+        assert torch.equal(torch.cat([part[name] for part in parts]), whole[name])
+    assert all(part["longest"] == part["lengths"].max() for part in parts)
+    assert all(len(part["tokens"]) == part["lengths"].sum() for part in parts)
+    assert max(len(part["tokens"]) for part in parts) < lengths.sum() / count + 2 * lengths.max()
+
+
+@pytest.mark.parametrize("cores, tokens", [(2, 4096), (16, 4096), (64, 16384)])
+def test_an_evaluation_batch_has_work_for_every_core(monkeypatch: pytest.MonkeyPatch, cores: int, tokens: int) -> None:
+    monkeypatch.setattr(batching, "usable_cores", lambda: cores)
+    assert evaluation_tokens("cpu") == tokens
+    assert evaluation_tokens("cuda") == 16384
 
 
 def test_epochs_differ_and_repeat_exactly() -> None:

@@ -67,7 +67,7 @@ def test_batches_of_several_threads_are_those_of_one_to_the_bit(scorer: Scorer) 
         advanced: list[int] = []
         assert np.array_equal(several.outputs(rows, advanced.append), Scorer(scorer.model).outputs(rows))
         assert sum(advanced) == 300
-        assert len({thread.name for thread in threading.enumerate() if thread.name.startswith("score")}) == 3
+        assert len({thread.name for thread in threading.enumerate() if thread.name.startswith("frozen")}) == 3
         several.outputs(several.encode([["film"]]))
         assert torch.get_num_threads() == 3  # one row has them all
     finally:
