@@ -36,7 +36,7 @@ _TOKEN_STEP = 32  # products have few shapes, for each of which oneDNN makes a k
 _LENGTH_STEP, _LEAST_LENGTH = 8, 16  # shorter rows and other lengths take kernels that look at the number of rows
 _QUERIES = 2  # of the last layer: one alone takes a kernel that looks at the number of rows
 _ROWS_PACKED_FOR = 2048  # a hint; the layout does not depend on it
-_LEAST_TOKENS = 256  # that a core is given
+_LEAST_TOKENS, _MOST_TOKENS = 256, 2048  # that a core is given; what its caches hold
 
 
 @dataclass(frozen=True)
@@ -157,11 +157,17 @@ class Frozen:
 
     def __call__(self, batch: Packed) -> Tensor:
         """(rows, classes) in the order of the batch, which is sorted by length."""
-        parts = split_rows(batch, max(1, min(self._threads, len(batch["tokens"]) // _LEAST_TOKENS)))
+        parts = self._parts(batch)
         if len(parts) > 1:
             return torch.cat([*self._cores.map(self._outputs, parts)])
         torch.set_num_threads(self._threads)  # a thread begins with what was set last anywhere
         return self._outputs(batch)
+
+    def _parts(self, batch: Packed) -> list[Packed]:
+        """As many for each core, where tokens are enough for all."""
+        tokens = len(batch["tokens"])
+        each = -(-tokens // (_MOST_TOKENS * self._threads))
+        return split_rows(batch, max(1, min(each * self._threads, tokens // _LEAST_TOKENS)))
 
     @cached_property
     def _cores(self) -> ThreadPoolExecutor:

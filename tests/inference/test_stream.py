@@ -74,6 +74,17 @@ def test_batches_of_several_threads_are_those_of_one_to_the_bit(scorer: Scorer) 
         torch.set_num_threads(before)
 
 
+@pytest.mark.parametrize("threads, budget, parts", [(2, 200, 1), (2, 700, 2), (2, 4000, 2), (2, 6000, 4), (1, 4000, 2)])
+def test_each_core_gets_as_many_parts_as_its_caches_hold(scorer: Scorer, threads: int, budget: int, parts: int) -> None:
+    rows = scorer.encode([["film " * 20] * 500])
+    batch = rows[next(iter(EvalSampler(rows.lengths, budget)))]
+    frozen = Scorer(scorer.model)._forward
+    frozen._threads = threads  # type: ignore[attr-defined]
+    found = frozen._parts(batch)  # type: ignore[attr-defined]
+    assert len(found) == parts
+    assert max(len(part["tokens"]) for part in found) <= 2048 + rows.lengths.max()
+
+
 @pytest.mark.parametrize("window", [1, 7, 4096])
 def test_rows_keep_their_order_and_bad_ones_their_places(scorer: Scorer, window: int) -> None:
     given_texts = texts(60, seed=2)
