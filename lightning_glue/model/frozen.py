@@ -35,6 +35,7 @@ if TYPE_CHECKING:
 _TOKEN_STEP = 32  # products have few shapes, for each of which oneDNN makes a kernel and keeps it
 _LENGTH_STEP, _LEAST_LENGTH = 8, 16  # shorter rows and other lengths take kernels that look at the number of rows
 _QUERIES = 2  # of the last layer: one alone takes a kernel that looks at the number of rows
+_ROWS = 2  # at least, of a product: of one alone, 1536 numbers and more are summed in another order
 _ROWS_PACKED_FOR = 2048  # a hint; the layout does not depend on it
 _LEAST_TOKENS, _MOST_TOKENS = 256, 2048  # that a core is given; what its caches hold
 
@@ -56,8 +57,9 @@ class _Linear:
 
     def __call__(self, x: Tensor) -> Tensor:
         algorithm = "none" if self.after == "gelu" else ""  # the exact one, of erf
-        x = x.to(self.bias.dtype)
-        return torch.ops.mkldnn._linear_pointwise(x, self.weight, self.bias, self.after, [], algorithm)
+        rows = x.to(self.bias.dtype).expand(max(len(x), _ROWS), -1)
+        found: Tensor = torch.ops.mkldnn._linear_pointwise(rows, self.weight, self.bias, self.after, [], algorithm)
+        return found[: len(x)]
 
 
 @dataclass(frozen=True)

@@ -20,6 +20,7 @@ from lightning_glue.data.text_stream import TextRow
 from lightning_glue.inference.predict import autocast
 from lightning_glue.inference.scorer import Scorer, resolve_precision
 from lightning_glue.inference.stream import Writer, predict_rows
+from lightning_glue.model.frozen import _Linear
 from lightning_glue.model.roberta import logits
 from lightning_glue.utils.processor import cpu_has_bf16
 
@@ -55,6 +56,20 @@ def test_a_row_has_the_same_answer_to_the_bit_in_any_company(scorer: Scorer, pre
     alone = scorer.outputs(scorer.encode([[everything[chosen[0]]]]))
     together = scorer.outputs(scorer.encode([[everything[i] for i in chosen]]))
     assert np.array_equal(together[0], alone[0])
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, *([torch.bfloat16] if cpu_has_bf16() else [])])
+@pytest.mark.parametrize("inputs, outputs", [(384, 1536), (1536, 384), (768, 3072), (3072, 768), (768, 768), (1024, 2)])
+def test_a_row_of_a_product_is_the_same_to_the_bit_beside_any_number(
+    inputs: int, outputs: int, dtype: torch.dtype
+) -> None:
+    torch.manual_seed(0)
+    linear = _Linear.of(dtype, torch.nn.Linear(inputs, outputs))
+    x = torch.randn(70, inputs)
+    together = linear(x)
+    for count in (1, 2, 3, 5, 16, 33):
+        assert torch.equal(linear(x[:count]), together[:count])
+    assert torch.equal(torch.cat([linear(row[None]) for row in x]), together)
 
 
 def test_batches_of_several_threads_are_those_of_one_to_the_bit(scorer: Scorer) -> None:
