@@ -116,4 +116,5 @@ def resolve_precision(config: TrainerConfig, accelerator: str) -> Precision:
 
 
 def resolve_eval_tokens(config: Config) -> int:
+    """``data.eval_tokens``, or what suits the device where it is null."""
     return config.data.eval_tokens or evaluation_tokens(resolve_devices(config.trainer).accelerator)

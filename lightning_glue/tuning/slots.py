@@ -157,9 +157,8 @@ class Slots:
         """
         last = self.tried[slot][-1] if slot in self.tried else None
         if last is None or not last.user_attrs.get("again"):
-            queued = (
-                {"fixed_params": point} if point else {}
-            )  # what is written costs every trial that has nothing there
+            # A row of nothing would be written for each trial, and read again with it.
+            queued = {"fixed_params": point} if point else {}
             return create_trial(state=TrialState.WAITING, system_attrs=queued, user_attrs={"slot": slot})
         return create_trial(
             state=TrialState.WAITING,
